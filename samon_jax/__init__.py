@@ -1,0 +1,1 @@
+"""Sharpness-aware training in JAX that perturbs only the normalization layers."""
