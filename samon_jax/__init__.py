@@ -1,1 +1,26 @@
-"""Sharpness-aware training in JAX that perturbs only the normalization layers."""
+"""Sharpness-aware training in JAX that perturbs only the normalization layers (SAM-ON)."""
+
+from samon_jax.errors import UserError
+from samon_jax.labels import (
+    all_params,
+    label_params,
+    no_norm,
+    only_norm,
+    only_norm_in,
+    random_mask,
+)
+from samon_jax.perturbation import STATIC_ARGS, VARIANTS, perturbation, variant
+
+__all__ = [
+    "STATIC_ARGS",
+    "VARIANTS",
+    "UserError",
+    "all_params",
+    "label_params",
+    "no_norm",
+    "only_norm",
+    "only_norm_in",
+    "perturbation",
+    "random_mask",
+    "variant",
+]

@@ -1,0 +1,225 @@
+"""Gradients to the ascent step ε: every row of Table 9 as one optax transform (Eq. 5)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from samon_jax.errors import UserError
+from samon_jax.labels import BIAS, NORM_BIAS, Mask, all_params, label_params, require_selection
+
+PyTree = Any
+
+OPERATORS = ("identity", "elementwise", "layerwise", "fisher")
+
+# For optax.inject_hyperparams(samon.perturbation, static_args=samon.STATIC_ARGS): what is structure, not a number.
+STATIC_ARGS = ("operator", "p", "eta", "normalize_bias", "mask")
+
+# Table 9. It prints 1 + η for the biases of "el. ℓ2, orig."; section 3.2 and the ASAM paper use 1, and so does this.
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "sam": {"operator": "identity"},
+    "elementwise_l2": {"operator": "elementwise"},
+    "elementwise_l2_orig": {"operator": "elementwise", "eta": 0.01, "normalize_bias": False},
+    "elementwise_linf": {"operator": "elementwise", "p": math.inf},
+    "layerwise_l2": {"operator": "layerwise"},
+    "fisher": {"operator": "fisher", "eta": 1.0},
+}
+VARIANTS = tuple(_VARIANTS)
+
+
+class PerturbationState(NamedTuple):
+    """State of `perturbation`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far; only a schedule for ρ reads it.
+    """
+
+    count: jax.Array
+
+
+def perturbation(
+    rho: float | jax.Array | optax.Schedule,
+    *,
+    operator: str = "identity",
+    p: float = 2,
+    eta: float = 0.0,
+    normalize_bias: bool = True,
+    mask: Mask | PyTree = all_params,
+) -> optax.GradientTransformation:
+    """Turns gradients into SAM's ascent step ε.
+
+    With g the gradient and T the diagonal operator, Eq. 5 of the SAM-ON paper:
+
+        p = 2:    ε = ρ T² g / ‖T g‖₂        p = inf:    ε = ρ T sign(g)
+
+    where T is, for a leaf w inside the mask, 1 (`identity`), |w| + η (`elementwise`), ‖w‖₂ of the leaf
+    (`layerwise`) or (1 + η g²)^(-1/2) (`fisher`), and 0 outside it. The norm therefore runs over the
+    selected leaves alone, and ‖ε‖ stays ρ for the identity however few they are. It is accumulated in float32 or wider,
+    scaled against overflow and underflow; where ‖T g‖ = 0, ε = 0.
+
+    The update points uphill: add it to the parameters. It has the parameters' dtype. As the `adv_optimizer` of
+    `optax.contrib.sam`, which subtracts, chain it with `optax.scale(-1)`.
+
+    Args:
+      rho: radius ρ >= 0, or an optax schedule of the number of updates.
+      operator: "identity", "elementwise", "layerwise" or "fisher".
+      p: 2 or `math.inf`.
+      eta: η >= 0 of the elementwise and fisher operators.
+      normalize_bias: False sets T = 1 for the biases of the elementwise operator (original ASAM).
+      mask: `callable(params)` to a pytree of bools, or that pytree. A leaf with the Python value False is left
+        out when the program is built, so that XLA deletes the work of its gradient if nothing else uses it.
+
+    Returns:
+      An `optax.GradientTransformation`; `update` needs `params`.
+
+    Raises:
+      UserError: an argument is not allowed; in `init` and `update`, the mask selects nothing.
+
+    Example:
+      >>> import jax.numpy as jnp, samon_jax as samon
+      >>> params = {"dense": {"kernel": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
+      >>> grads = {"dense": {"kernel": jnp.ones(2)}, "norm": {"scale": jnp.array([3.0, 4.0])}}
+      >>> ascent = samon.perturbation(0.5, mask=samon.only_norm)
+      >>> ascent.update(grads, ascent.init(params), params)[0]["norm"]["scale"].tolist()
+      [0.30000001192092896, 0.4000000059604645]
+
+    References:
+      Müller et al. 2023, Normalization Layers Are All That SAM Needs, section 3.2 and Table 9;
+      Foret et al. 2021 (SAM), Kwon et al. 2021 (ASAM), Kim et al. 2022 (Fisher SAM).
+    """
+    _check_arguments(rho, operator, p, eta, mask)
+
+    def init(params: PyTree) -> PerturbationState:
+        _evaluate_mask(mask, params)
+        return PerturbationState(jnp.zeros((), jnp.int32))
+
+    def update(
+        grads: PyTree, state: PerturbationState, params: PyTree | None = None
+    ) -> tuple[PyTree, PerturbationState]:
+        if params is None:
+            raise UserError("params=None: samon_jax.perturbation needs the parameters in update")
+        radius = rho(state.count) if callable(rho) else rho
+        selection = _evaluate_mask(mask, params)
+        is_bias = jax.tree.map(
+            lambda label: label in (BIAS, NORM_BIAS) and not normalize_bias, label_params(params)
+        )
+        leaves, treedef = jax.tree.flatten(params)
+        flat = zip(
+            leaves,
+            treedef.flatten_up_to(grads),
+            treedef.flatten_up_to(selection),
+            treedef.flatten_up_to(is_bias),
+            strict=True,
+        )
+        terms = [_operate(w, g, m, b, operator, eta) for w, g, m, b in flat]
+        if p == 2:
+            directions = _normalize([None if term is None else term[0] * term[1] for term in terms])
+        else:
+            directions = [None if term is None else jnp.sign(term[1]) for term in terms]
+        epsilon = [
+            jnp.zeros_like(w) if term is None else (radius * term[0] * u).astype(w.dtype)
+            for w, term, u in zip(leaves, terms, directions, strict=True)
+        ]
+        return treedef.unflatten(epsilon), PerturbationState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
+
+
+def variant(
+    name: str, rho: float | jax.Array | optax.Schedule, mask: Mask | PyTree = all_params
+) -> optax.GradientTransformation:
+    """A published SAM variant by name, with the η and p of Table 9.
+
+    Args:
+      name: "sam", "elementwise_l2", "elementwise_l2_orig", "elementwise_linf", "layerwise_l2" or "fisher".
+      rho: radius ρ >= 0 or an optax schedule. Each variant has its own scale: see Table 7.
+      mask: as in `perturbation`.
+
+    Returns:
+      `perturbation(rho, mask=mask, ...)`.
+
+    Raises:
+      UserError: the variant does not exist.
+
+    Example:
+      >>> import samon_jax as samon
+      >>> ascent = samon.variant("layerwise_l2", 0.2, mask=samon.only_norm)
+    """
+    if name not in _VARIANTS:
+        raise UserError(f"variant={name!r} does not exist; choose one of {', '.join(VARIANTS)}")
+    return perturbation(rho, mask=mask, **_VARIANTS[name])
+
+
+def _operate(
+    w: jax.Array, g: jax.Array, selected: Any, is_bias: bool, operator: str, eta: float
+) -> tuple[jax.Array, jax.Array] | None:
+    """T and g of one leaf in float32 or wider; None if the mask leaves it out."""
+    if isinstance(selected, bool | np.bool_) and not selected:
+        return None
+    dtype = jnp.promote_types(jnp.promote_types(w.dtype, g.dtype), jnp.float32)
+    w, g = w.astype(dtype), g.astype(dtype)
+    if is_bias and operator == "elementwise":
+        t = jnp.ones_like(w)
+    elif operator == "elementwise":
+        t = jnp.abs(w) + eta
+    elif operator == "layerwise":
+        scale, norm = _scale_and_norm([w])
+        t = scale * norm
+    elif operator == "fisher":
+        t = (1 + eta * g**2) ** -0.5
+    else:
+        t = jnp.ones((), dtype)
+    if isinstance(selected, bool | np.bool_):
+        return t, g
+    return jnp.where(selected, t, 0), g
+
+
+def _normalize(leaves: list[jax.Array | None]) -> list[Any]:
+    """Divides the leaves by their joint Euclidean norm; zeros stay zeros."""
+    scale, norm = _scale_and_norm([x for x in leaves if x is not None])
+    norm = jnp.where(norm > 0, norm, 1)
+    return [None if x is None else x / scale / norm for x in leaves]
+
+
+def _scale_and_norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The largest magnitude s and ‖leaves / s‖₂, so that no square overflows or vanishes."""
+    largest = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]).max()
+    scale = jnp.where(largest > 0, largest, 1)
+    return scale, jnp.sqrt(sum(jnp.sum((x / scale) ** 2) for x in leaves))
+
+
+def _evaluate_mask(mask: Mask | PyTree, params: PyTree) -> PyTree:
+    # An Equinox tree of bools is callable too; a function is a leaf of its own.
+    if callable(mask) and jax.tree_util.all_leaves([mask]):
+        name = getattr(mask, "__name__", repr(mask))
+        return require_selection(mask(params), params, name)
+    return require_selection(jax.tree.broadcast(mask, params), params, "given as a tree")
+
+
+def _check_arguments(rho: Any, operator: str, p: Any, eta: Any, mask: Any) -> None:
+    traced = [n for n, v in (("p", p), ("mask", mask)) if isinstance(v, jax.Array)]
+    if traced:
+        raise UserError(
+            f"{' and '.join(traced)} must be known when the program is built, not a JAX array; with "
+            "optax.inject_hyperparams, pass static_args=samon_jax.STATIC_ARGS"
+        )
+    if operator not in OPERATORS:
+        raise UserError(
+            f"operator={operator!r} does not exist; choose one of {', '.join(OPERATORS)}"
+        )
+    if p not in (2, math.inf):
+        raise UserError(f"p={p} is not supported; choose 2 or math.inf")
+    check_radius("rho", rho)
+    check_radius("eta", eta)
+
+
+def check_radius(name: str, value: float | jax.Array | Callable[..., Any]) -> None:
+    """Raises a UserError unless `value` is finite and >= 0; schedules and traced values pass."""
+    if callable(value) or isinstance(value, jax.core.Tracer):
+        return
+    if not 0 <= float(value) < math.inf:
+        raise UserError(f"{name}={value} must be a finite number >= 0")
