@@ -1,6 +1,7 @@
 """Sharpness-aware training in JAX that perturbs only the normalization layers (SAM-ON)."""
 
 from samon_jax.errors import UserError
+from samon_jax.gradient import value_and_grad
 from samon_jax.labels import (
     all_params,
     label_params,
@@ -9,11 +10,20 @@ from samon_jax.labels import (
     only_norm_in,
     random_mask,
 )
-from samon_jax.perturbation import STATIC_ARGS, VARIANTS, perturbation, variant
+from samon_jax.optimizer import SamState, sam
+from samon_jax.perturbation import (
+    STATIC_ARGS,
+    VARIANTS,
+    PerturbationState,
+    perturbation,
+    variant,
+)
 
 __all__ = [
     "STATIC_ARGS",
     "VARIANTS",
+    "PerturbationState",
+    "SamState",
     "UserError",
     "all_params",
     "label_params",
@@ -22,5 +32,7 @@ __all__ = [
     "only_norm_in",
     "perturbation",
     "random_mask",
+    "sam",
+    "value_and_grad",
     "variant",
 ]

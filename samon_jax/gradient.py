@@ -1,0 +1,256 @@
+"""The sharpness-aware `value_and_grad`: gradient at w, ascent step ε, gradient at w + ε."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from samon_jax.errors import UserError
+from samon_jax.footprint import footprint
+from samon_jax.m_sharpness import AxisName, mean_over_groups, sharing, split_batch, vary
+from samon_jax.prefix import split
+
+PyTree = Any
+Leaves = list[jax.Array]
+LossFn = Callable[[Leaves], tuple[jax.Array, PyTree]]
+
+AUX_FROM = ("clean", "perturbed", "both")
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any],
+    ascent: optax.GradientTransformation,
+    *,
+    has_aux: bool = False,
+    axis_name: AxisName | None = None,
+    m: int | None = None,
+    batch_argnums: int | Sequence[int] = 0,
+    reuse_prefix: bool = True,
+    aux_from: str = "clean",
+) -> Callable[..., tuple[Any, PyTree, PyTree]]:
+    """Sharpness-aware drop-in for `jax.value_and_grad`.
+
+    The returned function computes the gradient at the parameters w, turns it into ε with `ascent`, and returns the
+    gradient at w + ε (Eq. 3 of the SAM-ON paper). Call it inside `jax.jit`, `jax.pmap` or `jax.shard_map`.
+
+    It does no work that ε does not need: gradients that `ascent` does not read are not computed in the first pass,
+    and with `reuse_prefix` what the perturbed parameters cannot reach is computed once for both passes. With all
+    norms perturbed a step costs 5/3 of plain SGD, with those of the last of three stages 11/9.
+
+    Args:
+      loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar loss, or `(loss, aux)`.
+      ascent: `perturbation(...)`, or any optax transform that turns gradients into ε.
+      has_aux: whether `loss_fn` returns `(loss, aux)`, `aux` being a pytree of arrays.
+      axis_name: mapped axis over devices. Every device computes ε from its own examples; only the gradient at
+        w + ε is averaged over the axis. The value is this device's own.
+      m: number of examples that share one ε (m-sharpness) and one loss, and so one set of BatchNorm statistics;
+        None for a device's batch. If smaller, the batch is split and every leaf of `aux` gains a leading axis [parts];
+        arguments outside `batch_argnums`, a dropout key say, are shared by the parts. If larger, it must be a multiple of the
+        device's batch, and groups of neighbouring devices average their first gradient.
+      batch_argnums: which of `args` hold examples on the leading axis of every leaf, counted from 0 after `params`;
+        read only if `m` is given.
+      reuse_prefix: share what the perturbation cannot reach between the passes. The result is the same up to
+        rounding.
+      aux_from: which pass `aux` comes from: "clean" (at w), "perturbed" (at w + ε), or "both", a pair of them.
+
+    Returns:
+      A function `fn(params, ascent_state, *args, **kwargs) -> (value, grads, ascent_state)`. `value` is the loss at
+      w, or `(loss, aux)`; `grads` has the structure and dtypes of `params`; `ascent_state` starts as
+      `ascent.init(params)`.
+
+    Raises:
+      UserError: an argument is not allowed, or `m` does not fit the batch and the devices.
+      TypeError: the loss is not a scalar.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, samon_jax as samon
+      >>> def loss_fn(params, x):
+      ...     return jnp.mean((x @ params["kernel"] * params["norm"]["scale"] - 1) ** 2)
+      >>> params = {"kernel": jnp.ones((2, 3)), "norm": {"scale": jnp.ones(3)}}
+      >>> ascent = samon.perturbation(rho=0.5, mask=samon.only_norm)
+      >>> step = jax.jit(samon.value_and_grad(loss_fn, ascent))
+      >>> loss, grads, ascent_state = step(params, ascent.init(params), jnp.ones((4, 2)))
+      >>> float(loss)
+      1.0
+
+    References:
+      Foret et al. 2021, Sharpness-Aware Minimization; Müller et al. 2023, section 3.2 and 4.3.
+    """
+    if aux_from not in AUX_FROM:
+        raise UserError(f"aux_from={aux_from!r} must be one of {', '.join(AUX_FROM)}")
+    argnums = (batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums)
+
+    def sharp_value_and_grad(
+        params: PyTree, ascent_state: PyTree, *args: Any, **kwargs: Any
+    ) -> tuple[Any, PyTree, PyTree]:
+        leaves, treedef = jax.tree.flatten(params)
+        if axis_name is not None:
+            leaves = [vary(leaf, axis_name) for leaf in leaves]
+            params = treedef.unflatten(leaves)
+        batch = [args[i] for i in argnums] if m is not None else []
+        parts, devices = sharing(m, batch, axis_name)
+        moves, reads = footprint(ascent, ascent_state, params)
+
+        def loss_and_aux(leaves: Leaves, batch: list[Any]) -> tuple[jax.Array, PyTree]:
+            full = list(args)
+            for i, part in zip(argnums, batch, strict=False):
+                full[i] = part
+            result = loss_fn(treedef.unflatten(leaves), *full, **kwargs)
+            loss, aux = result if has_aux else (result, ())
+            if jnp.shape(loss) != ():
+                raise TypeError(
+                    f"loss_fn must return a scalar loss, not shape {jnp.shape(loss)}"
+                )
+            return jnp.asarray(loss), aux
+
+        # With several parts, a leaf that is moved or read has one copy per part; the others, with SAM-ON
+        # all of the weights, stay shared, and vmap runs their layers on the whole batch at once.
+        copied = [parts > 1 and (a or b) for a, b in zip(moves, reads, strict=True)]
+        axes = [0 if c else None for c in copied]
+        copies = [
+            jnp.broadcast_to(leaf, (parts, *leaf.shape)) if c else leaf
+            for leaf, c in zip(leaves, copied, strict=True)
+        ]
+
+        def losses_and_aux(copies: Leaves) -> tuple[jax.Array, PyTree]:
+            if parts == 1:
+                return loss_and_aux(copies, batch)
+            return jax.vmap(loss_and_aux, in_axes=(axes, 0))(copies, split_batch(batch, parts))
+
+        def ascend(grads: Leaves) -> tuple[Leaves, PyTree]:
+            """ε of every copy from the gradients of every copy, and the new state."""
+            if devices > 1 and axis_name is not None:
+                grads = mean_over_groups(grads, axis_name, devices)
+
+            def update(grads: Leaves) -> tuple[Leaves, PyTree]:
+                epsilon, state = ascent.update(treedef.unflatten(grads), ascent_state, params)
+                return treedef.flatten_up_to(epsilon), state
+
+            if parts == 1:
+                return update(grads)
+            epsilon = jax.vmap(lambda grads: update(grads)[0], in_axes=(axes,))(grads)
+            # The state moves on once, with the mean gradient.
+            means = [g.mean(0) if c else g for g, c in zip(grads, copied, strict=True)]
+            return epsilon, update(means)[1]
+
+        losses, aux, grads, new_state = _two_passes(
+            losses_and_aux, copies, moves, reads, ascend, reuse_prefix
+        )
+        grads = [g.sum(0) if c else g for g, c in zip(grads, copied, strict=True)]
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
+        loss = losses.mean()
+        chosen = {"clean": aux[0], "perturbed": aux[1], "both": aux}[aux_from]
+        return (loss, chosen) if has_aux else loss, treedef.unflatten(grads), new_state
+
+    return sharp_value_and_grad
+
+
+def _two_passes(
+    loss_fn: LossFn,
+    leaves: Leaves,
+    moves: list[bool],
+    reads: list[bool],
+    ascend: Callable[[Leaves], tuple[Leaves, PyTree]],
+    reuse_prefix: bool,
+) -> tuple[jax.Array, tuple[PyTree, PyTree], Leaves, PyTree]:
+    """Runs both passes.
+
+    Args:
+      loss_fn: the leaves to losses, [] or [parts], and aux.
+      leaves: the parameters w.
+      moves: which leaves `ascend` perturbs.
+      reads: which leaves' gradients `ascend` needs.
+      ascend: gradients at w to ε and the new state.
+      reuse_prefix: compute what the moved leaves cannot reach only once.
+
+    Returns:
+      Losses at w, aux at w and at w + ε, gradient at w + ε of the mean loss, and the new state.
+    """
+    fixed = [i for i, moved in enumerate(moves) if not moved]
+    staged = _stage(loss_fn, leaves, moves, reuse_prefix)
+
+    def prefix(fixed_leaves: Leaves) -> tuple[Leaves, Leaves]:
+        return staged.prefix(_replace(leaves, fixed, fixed_leaves))
+
+    flowing, pull_prefix, constant = jax.vjp(prefix, [leaves[i] for i in fixed], has_aux=True)
+
+    def gradient(
+        leaves: Leaves, wanted: list[int], scale: float
+    ) -> tuple[jax.Array, PyTree, Leaves]:
+        """Losses, aux and the gradient of `scale` times their sum by the wanted leaves, else zeros."""
+        through_prefix = not set(fixed).isdisjoint(wanted)
+
+        def suffix(wanted_leaves: Leaves, flowing: Leaves) -> tuple[jax.Array, PyTree]:
+            return staged.suffix(_replace(leaves, wanted, wanted_leaves), flowing, constant)
+
+        inputs = [leaves[i] for i in wanted]
+        grads = [jnp.zeros_like(leaf) for leaf in leaves]
+        if not through_prefix:
+            losses, pull, aux = jax.vjp(lambda x: suffix(x, flowing), inputs, has_aux=True)
+            (found,) = pull(jnp.full_like(losses, scale))
+            return losses, aux, _replace(grads, wanted, found)
+        losses, pull, aux = jax.vjp(suffix, inputs, flowing, has_aux=True)
+        found, found_flowing = pull(jnp.full_like(losses, scale))
+        grads = _replace(grads, wanted, found)
+        (found_fixed,) = pull_prefix(found_flowing)
+        for i, more in zip(fixed, found_fixed, strict=True):
+            if i in wanted:
+                grads[i] = grads[i] + more
+        return losses, aux, grads
+
+    everything = list(range(len(leaves)))
+    wanted = [i for i, read in enumerate(reads) if read] if any(moves) else everything
+    losses, aux, clean_grads = gradient(leaves, wanted, 1.0)
+    epsilon, state = ascend(clean_grads)
+    average = 1 / losses.size
+    if not any(moves):
+        return losses, (aux, aux), [g * average for g in clean_grads], state
+    perturbed = [
+        (leaf + step).astype(leaf.dtype) if moved else leaf
+        for leaf, step, moved in zip(leaves, epsilon, moves, strict=True)
+    ]
+    _, perturbed_aux, grads = gradient(perturbed, everything, average)
+    return losses, (aux, perturbed_aux), grads, state
+
+
+class _Staged(NamedTuple):
+    """A loss as `suffix(leaves, *prefix(leaves))`.
+
+    Attributes:
+      prefix: the leaves to interface values that gradients flow through, and the constant ones.
+      suffix: leaves and interface values to losses and aux.
+    """
+
+    prefix: Callable[[Leaves], tuple[Leaves, Leaves]]
+    suffix: Callable[[Leaves, Leaves, Leaves], tuple[jax.Array, PyTree]]
+
+
+def _stage(loss_fn: LossFn, leaves: Leaves, moves: list[bool], reuse_prefix: bool) -> _Staged:
+    found = None
+    if reuse_prefix and any(moves):
+        closed_jaxpr, shapes = jax.make_jaxpr(loss_fn, return_shape=True)(leaves)
+        found = split(closed_jaxpr, moves)
+    if found is None:
+        return _Staged(lambda leaves: ([], []), lambda leaves, *_: loss_fn(leaves))
+    parts, outputs = found, jax.tree.structure(shapes)
+
+    def prefix(leaves: Leaves) -> tuple[Leaves, Leaves]:
+        values = list(zip(parts.prefix(leaves), parts.differentiable, strict=True))
+        return [v for v, flows in values if flows], [v for v, flows in values if not flows]
+
+    def suffix(leaves: Leaves, flowing: Leaves, constant: Leaves) -> tuple[jax.Array, PyTree]:
+        sources = {True: iter(flowing), False: iter(constant)}
+        interface = [next(sources[flows]) for flows in parts.differentiable]
+        return jax.tree.unflatten(outputs, parts.suffix(leaves, interface))
+
+    return _Staged(prefix, suffix)
+
+
+def _replace(values: Sequence[Any], indices: Sequence[int], new: Sequence[Any]) -> list[Any]:
+    result = list(values)
+    for i, value in zip(indices, new, strict=True):
+        result[i] = value
+    return result

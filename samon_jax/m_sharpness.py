@@ -1,0 +1,95 @@
+"""m-sharpness: which examples share one ε (section 3.2, Figure 4 right).
+
+m examples share an ε. A device whose batch is larger is split into parts; devices whose batches are smaller
+form groups that average the gradient from which ε is made.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from samon_jax.errors import UserError
+
+PyTree = Any
+AxisName = str | tuple[str, ...]
+
+
+class Sharing(NamedTuple):
+    """How examples share ε.
+
+    Attributes:
+      parts: number of equal parts of a device's batch, each with an ε of its own.
+      devices: number of neighbouring devices that share one ε.
+    """
+
+    parts: int = 1
+    devices: int = 1
+
+
+def sharing(m: int | None, batch: PyTree, axis_name: AxisName | None) -> Sharing:
+    """Works out parts and groups for `m` examples per ε.
+
+    Args:
+      m: examples that share one ε; None for all of a device's batch.
+      batch: the arguments that hold examples, on the leading axis of every leaf.
+      axis_name: mapped axis over the devices, if any.
+
+    Raises:
+      UserError: m neither divides the device's batch nor is a multiple of it that the devices can form.
+    """
+    if m is None:
+        return Sharing()
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes:
+        raise UserError(
+            f"m={m} needs batch_argnums to name arguments whose arrays all have the examples on "
+            f"their leading axis; found leading axes {sorted(sizes)}"
+        )
+    ((size,),) = sizes
+    if m < 1:
+        raise UserError(f"m={m} must be at least 1")
+    if m <= size:
+        if size % m:
+            raise UserError(f"m={m} must divide the {size} examples of a device's batch")
+        return Sharing(parts=size // m)
+    count = jax.lax.axis_size(axis_name) if axis_name is not None else 1
+    if m % size or count % (m // size):
+        raise UserError(
+            f"m={m} must divide the {size} examples of a device's batch, or be {size} times a "
+            f"divisor of the number of devices, {count}"
+        )
+    return Sharing(devices=m // size)
+
+
+def split_batch(batch: PyTree, parts: int) -> PyTree:
+    """Reshapes every leaf [n, ...] to [parts, n / parts, ...]."""
+    return jax.tree.map(lambda x: jnp.reshape(x, (parts, -1, *jnp.shape(x)[1:])), batch)
+
+
+def mean_over_groups(
+    values: Sequence[jax.Array], axis_name: AxisName, devices: int
+) -> list[jax.Array]:
+    """Averages over groups of `devices` neighbouring devices.
+
+    Gathers and slices: unlike a sum with `axis_index_groups`, it works under `pmap` and `shard_map` alike.
+    """
+    first = jax.lax.axis_index(axis_name) // devices * devices
+
+    def mean(x: jax.Array) -> jax.Array:
+        everyone = jax.lax.all_gather(x, axis_name)
+        return jax.lax.dynamic_slice_in_dim(everyone, first, devices).mean(0)
+
+    return [mean(x) for x in values]
+
+
+def vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Marks a replicated array as one copy per device.
+
+    Under `shard_map`, JAX sums the gradient of a replicated array over the devices; each device
+    needs its own to compute its own ε.
+    """
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    missing = tuple(name for name in names if name not in jax.typeof(x).vma)
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
