@@ -10,6 +10,7 @@ from samon_jax.labels import (
     only_norm_in,
     random_mask,
 )
+from samon_jax.module_labels import label_module
 from samon_jax.optimizer import SamState, sam
 from samon_jax.perturbation import (
     STATIC_ARGS,
@@ -26,6 +27,7 @@ __all__ = [
     "SamState",
     "UserError",
     "all_params",
+    "label_module",
     "label_params",
     "no_norm",
     "only_norm",

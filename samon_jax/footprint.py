@@ -1,7 +1,8 @@
 """Which parameters an ascent transform moves and which gradients it reads.
 
-Both are read off the traced `update`, so that they hold for any optax transform, chained or wrapped: a leaf
-whose ε is a literal zero is never perturbed, and a gradient that nothing depends on is never computed.
+Both are read off the traced `update`, so that they hold for any optax transform, chained or
+wrapped: a leaf whose ε is a literal zero is never perturbed, and a gradient that nothing depends on
+  is never computed.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import optax
 from jax.extend.core import JaxprEqn, Literal, Var
 
 from samon_jax.inlining import Atom, inline, variables
+from samon_jax.trees import flatten
 
 PyTree = Any
 
@@ -46,7 +48,7 @@ def footprint(ascent: optax.GradientTransformation, state: PyTree, params: PyTre
     Returns:
       The footprint, in the order of `jax.tree.leaves(params)`.
     """
-    leaves, treedef = jax.tree.flatten(params)
+    leaves, treedef = flatten(params)
 
     def update(grads: list[jax.Array]) -> tuple[list[jax.Array], PyTree]:
         epsilon, new_state = ascent.update(treedef.unflatten(grads), state, params)
@@ -61,9 +63,7 @@ def footprint(ascent: optax.GradientTransformation, state: PyTree, params: PyTre
 
     moves = [not _is_zero(atom, zeros) for atom in program.outputs[: len(leaves)]]
     alive = set(variables(program.outputs[len(leaves) :]))
-    alive.update(
-        variables([a for a, m in zip(program.outputs, moves, strict=False) if m])
-    )
+    alive.update(variables([a for a, m in zip(program.outputs, moves, strict=False) if m]))
     for equation in reversed(program.equations):
         if not alive.isdisjoint(equation.outvars) or equation.effects:
             alive.update(variables(equation.invars))
@@ -79,7 +79,11 @@ def _gives_zero(equation: JaxprEqn, zeros: set[Var]) -> bool:
         return known[0]
     if name == "select_n":
         return all(known[1:])
-    return bool(known) and all(known) and (name in _ZERO_PRESERVING or name in ("add", "add_any", "sub"))
+    return (
+        bool(known)
+        and all(known)
+        and (name in _ZERO_PRESERVING or name in ("add", "add_any", "sub"))
+    )
 
 
 def _is_zero(atom: Atom, zeros: set[Var]) -> bool:

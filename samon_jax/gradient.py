@@ -11,6 +11,7 @@ from samon_jax.errors import UserError
 from samon_jax.footprint import footprint
 from samon_jax.m_sharpness import AxisName, mean_over_groups, sharing, split_batch, vary
 from samon_jax.prefix import split
+from samon_jax.trees import flatten
 
 PyTree = Any
 Leaves = list[jax.Array]
@@ -32,33 +33,37 @@ def value_and_grad(
 ) -> Callable[..., tuple[Any, PyTree, PyTree]]:
     """Sharpness-aware drop-in for `jax.value_and_grad`.
 
-    The returned function computes the gradient at the parameters w, turns it into ε with `ascent`, and returns the
-    gradient at w + ε (Eq. 3 of the SAM-ON paper). Call it inside `jax.jit`, `jax.pmap` or `jax.shard_map`.
+    The returned function computes the gradient at the parameters w, turns it into ε with `ascent`,
+    and returns the gradient at w + ε (Eq. 3 of the SAM-ON paper). Call it inside `jax.jit`,
+    `jax.pmap` or `jax.shard_map`.
 
-    It does no work that ε does not need: gradients that `ascent` does not read are not computed in the first pass,
-    and with `reuse_prefix` what the perturbed parameters cannot reach is computed once for both passes. With all
-    norms perturbed a step costs 5/3 of plain SGD, with those of the last of three stages 11/9.
+    It does no work that ε does not need: gradients that `ascent` does not read are not computed in
+    the first pass, and with `reuse_prefix` what the perturbed parameters cannot reach is computed
+    once for both passes. With all norms perturbed a step costs 5/3 of plain SGD, with those of the
+    last of three stages 11/9.
 
     Args:
       loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar loss, or `(loss, aux)`.
       ascent: `perturbation(...)`, or any optax transform that turns gradients into ε.
       has_aux: whether `loss_fn` returns `(loss, aux)`, `aux` being a pytree of arrays.
-      axis_name: mapped axis over devices. Every device computes ε from its own examples; only the gradient at
-        w + ε is averaged over the axis. The value is this device's own.
-      m: number of examples that share one ε (m-sharpness) and one loss, and so one set of BatchNorm statistics;
-        None for a device's batch. If smaller, the batch is split and every leaf of `aux` gains a leading axis [parts];
-        arguments outside `batch_argnums`, a dropout key say, are shared by the parts. If larger, it must be a multiple of the
-        device's batch, and groups of neighbouring devices average their first gradient.
-      batch_argnums: which of `args` hold examples on the leading axis of every leaf, counted from 0 after `params`;
-        read only if `m` is given.
-      reuse_prefix: share what the perturbation cannot reach between the passes. The result is the same up to
-        rounding.
-      aux_from: which pass `aux` comes from: "clean" (at w), "perturbed" (at w + ε), or "both", a pair of them.
+      axis_name: mapped axis over devices. Every device computes ε from its own examples; only the
+        gradient at w + ε is averaged over the axis. The value is this device's own.
+      m: number of examples that share one ε (m-sharpness) and one loss, and so one set of BatchNorm
+        statistics; None for a device's batch. If smaller, the batch is split and every leaf of
+        `aux` gains a leading axis [parts]; arguments outside `batch_argnums`, a dropout key say,
+        are shared by the parts. If larger, it must be a multiple of the device's batch, and groups
+        of neighbouring devices average their first gradient.
+      batch_argnums: which of `args` hold examples on the leading axis of every leaf, counted from 0
+        after `params`; read only if `m` is given.
+      reuse_prefix: share what the perturbation cannot reach between the passes. The result is the
+        same up to rounding.
+      aux_from: which pass `aux` comes from: "clean" (at w), "perturbed" (at w + ε), or "both", a
+        pair of them.
 
     Returns:
-      A function `fn(params, ascent_state, *args, **kwargs) -> (value, grads, ascent_state)`. `value` is the loss at
-      w, or `(loss, aux)`; `grads` has the structure and dtypes of `params`; `ascent_state` starts as
-      `ascent.init(params)`.
+      A function `fn(params, ascent_state, *args, **kwargs) -> (value, grads, ascent_state)`.
+      `value` is the loss at w, or `(loss, aux)`; `grads` has the structure and dtypes of `params`;
+      `ascent_state` starts as `ascent.init(params)`.
 
     Raises:
       UserError: an argument is not allowed, or `m` does not fit the batch and the devices.
@@ -85,7 +90,7 @@ def value_and_grad(
     def sharp_value_and_grad(
         params: PyTree, ascent_state: PyTree, *args: Any, **kwargs: Any
     ) -> tuple[Any, PyTree, PyTree]:
-        leaves, treedef = jax.tree.flatten(params)
+        leaves, treedef = flatten(params)
         if axis_name is not None:
             leaves = [vary(leaf, axis_name) for leaf in leaves]
             params = treedef.unflatten(leaves)
@@ -100,13 +105,12 @@ def value_and_grad(
             result = loss_fn(treedef.unflatten(leaves), *full, **kwargs)
             loss, aux = result if has_aux else (result, ())
             if jnp.shape(loss) != ():
-                raise TypeError(
-                    f"loss_fn must return a scalar loss, not shape {jnp.shape(loss)}"
-                )
+                raise TypeError(f"loss_fn must return a scalar loss, not shape {jnp.shape(loss)}")
             return jnp.asarray(loss), aux
 
-        # With several parts, a leaf that is moved or read has one copy per part; the others, with SAM-ON
-        # all of the weights, stay shared, and vmap runs their layers on the whole batch at once.
+        # With several parts, a leaf that is moved or read has one copy per part; the others, with
+        # SAM-ON all of the weights, stay shared, and vmap runs their layers on the whole batch at
+        # once.
         copied = [parts > 1 and (a or b) for a, b in zip(moves, reads, strict=True)]
         axes = [0 if c else None for c in copied]
         copies = [
@@ -180,7 +184,7 @@ def _two_passes(
     def gradient(
         leaves: Leaves, wanted: list[int], scale: float
     ) -> tuple[jax.Array, PyTree, Leaves]:
-        """Losses, aux and the gradient of `scale` times their sum by the wanted leaves, else zeros."""
+        """Losses, aux, and the gradient of `scale` times their sum, 0 for unwanted leaves."""
         through_prefix = not set(fixed).isdisjoint(wanted)
 
         def suffix(wanted_leaves: Leaves, flowing: Leaves) -> tuple[jax.Array, PyTree]:

@@ -28,8 +28,9 @@ class Program(NamedTuple):
 def inline(closed_jaxpr: Any) -> Program:
     """Inlines the calls of jitted functions, recursively, and keeps everything else whole.
 
-    What carries a derivative rule or a meaning of its own stays one equation: `custom_jvp`, `custom_vjp`,
-    `remat`, `scan`, `cond`, `while`, and a jitted function with shardings or compiler options.
+    What carries a derivative rule or a meaning of its own stays one equation: `custom_jvp`,
+    `custom_vjp`, `remat`, `scan`, `cond`, `while`, and a jitted function with shardings or compiler
+    options.
 
     Args:
       closed_jaxpr: what `jax.make_jaxpr(f)(*args)` returns.
@@ -56,7 +57,7 @@ def _inline_into(
     body: Sequence[JaxprEqn],
     names: dict[Var, Atom],
 ) -> dict[Var, Atom]:
-    """Appends `body` to `equations`, its variables renamed by `names`; returns the names then known."""
+    """Appends `body`, its variables renamed by `names`, to `equations`; returns all names."""
     for equation in body:
         inputs = [_rename(atom, names) for atom in equation.invars]
         if not _is_plain_call(equation):

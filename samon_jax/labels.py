@@ -34,10 +34,11 @@ def label_params(params: PyTree, *, norm_types: tuple[type, ...] = ()) -> PyTree
     """Labels every parameter "norm_scale", "norm_bias", "weight" or "bias".
 
     A module counts as a norm if its leaves are nothing but a scale and/or a bias of one shape:
-    `scale`/`bias` (Flax), `scale`/`offset` (Haiku), `weight`/`bias` of equal shape (Equinox, PyTorch
-    names) or `gamma`/`beta`. BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and the norms of
-    queries and keys in attention are found; weight norm, LayerScale's lone `gamma` and a `scale` beside
-    a kernel are not. Layers that appear in the pytree themselves (Equinox modules) are recognized by type.
+    `scale`/`bias` (Flax), `scale`/`offset` (Haiku), `weight`/`bias` of equal shape (Equinox,
+    PyTorch names) or `gamma`/`beta`. BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and the
+    norms of queries and keys in attention are found; weight norm, LayerScale's lone `gamma` and a
+    `scale` beside a kernel are not. Layers that appear in the pytree themselves (Equinox modules)
+    are recognized by type.
 
     Args:
       params: pytree of arrays or `jax.ShapeDtypeStruct`s: a Linen or Haiku dict, an `nnx.State`,
@@ -104,7 +105,7 @@ def label_by_paths(params: PyTree, norm_paths: set[tuple[str, ...]], *, bare: bo
 
 
 def is_norm_layer(node: Any, norm_types: tuple[type, ...] = ()) -> bool:
-    """Whether `node` is an instance of a normalization layer of a known library or of `norm_types`."""
+    """Whether `node` is a normalization layer of a known library or one of `norm_types`."""
     if norm_types and isinstance(node, norm_types):
         return True
     return any(
@@ -202,7 +203,8 @@ def random_mask(key: jax.Array, sparsity: float) -> Mask:
     """Mask of single entries drawn uniformly at random: SAM-rand (section 5.1, Table 5).
 
     The mask is drawn once, on the host, over all entries of all leaves together, so the number of
-    selected entries is exactly `round((1 - sparsity) * number of parameters)` and the same on every backend.
+    selected entries is exactly `round((1 - sparsity) * number of parameters)` and the same on every
+    backend.
 
     Args:
       key: concrete `jax.random.key`.
@@ -210,8 +212,8 @@ def random_mask(key: jax.Array, sparsity: float) -> Mask:
 
     Returns:
       A function `mask(params)` to a pytree of NumPy bool arrays of the leaves' shapes, with the
-      Python bools True and False for leaves that are selected as a whole or not at all. Because of the arrays
-      it serves `samon_jax.perturbation`, but not optax's own `mask=` arguments.
+      Python bools True and False for leaves that are selected as a whole or not at all. Because of
+      the arrays it serves `samon_jax.perturbation`, but not optax's own `mask=` arguments.
 
     Raises:
       UserError: sparsity is outside [0, 1], or leaves no entry to perturb.
@@ -277,7 +279,7 @@ def _looks_like_norm(leaves: Mapping[str, tuple[int, ...]], module_name: str) ->
     if "gamma" in names:
         return "beta" in names  # LayerScale has a gamma alone
     if "weight" in names:
-        return len(shape) == 1 and shape != (1,) or bool(names & _BIASES)
+        return (len(shape) == 1 and shape != (1,)) or bool(names & _BIASES)
     return _NORM_MODULE_NAME.search(module_name) is not None  # use_scale=False
 
 

@@ -1,7 +1,7 @@
 """m-sharpness: which examples share one ε (section 3.2, Figure 4 right).
 
-m examples share an ε. A device whose batch is larger is split into parts; devices whose batches are smaller
-form groups that average the gradient from which ε is made.
+m examples share an ε. A device whose batch is larger is split into parts; devices whose batches are
+smaller form groups that average the gradient from which ε is made.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,8 @@ def sharing(m: int | None, batch: PyTree, axis_name: AxisName | None) -> Sharing
       axis_name: mapped axis over the devices, if any.
 
     Raises:
-      UserError: m neither divides the device's batch nor is a multiple of it that the devices can form.
+      UserError: m neither divides the device's batch nor is a multiple of it that the devices can
+        form.
     """
     if m is None:
         return Sharing()
@@ -73,7 +74,8 @@ def mean_over_groups(
 ) -> list[jax.Array]:
     """Averages over groups of `devices` neighbouring devices.
 
-    Gathers and slices: unlike a sum with `axis_index_groups`, it works under `pmap` and `shard_map` alike.
+    Gathers and slices: unlike a sum with `axis_index_groups`, it works under `pmap` and `shard_map`
+    alike.
     """
     first = jax.lax.axis_index(axis_name) // devices * devices
 
@@ -90,6 +92,9 @@ def vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
     Under `shard_map`, JAX sums the gradient of a replicated array over the devices; each device
     needs its own to compute its own ε.
     """
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    missing = tuple(name for name in names if name not in jax.typeof(x).vma)
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
+    for name in (axis_name,) if isinstance(axis_name, str) else axis_name:
+        try:
+            x = jax.lax.pcast(x, name, to="varying")
+        except ValueError:  # it varies already, or the axis is one of vmap, which has no such types
+            continue
+    return x

@@ -32,18 +32,21 @@ def sam(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps a base optimizer so that it descends with the gradient at w + ε.
 
-    `update` gets the gradient at the parameters w, makes ε from it with `ascent`, asks `grad_fn` for the gradient
-    at w + ε and hands that to `optimizer`. Inside `jax.jit`, XLA deletes the parts of the first gradient
-    that `ascent` does not read. `samon_jax.value_and_grad` saves more: it also shares work between the passes.
+    `update` gets the gradient at the parameters w, makes ε from it with `ascent`, asks `grad_fn`
+    for the gradient at w + ε and hands that to `optimizer`. Inside `jax.jit`, XLA deletes the parts
+    of the first gradient that `ascent` does not read. `samon_jax.value_and_grad` saves more: it
+    also shares work between the passes.
 
     Args:
       optimizer: base optimizer.
       ascent: `perturbation(...)`, or any optax transform that turns gradients into ε.
-      axis_name: mapped axis over devices: ε is each device's own, only the second gradient is averaged.
+      axis_name: mapped axis over devices: ε is each device's own, only the second gradient is
+        averaged.
 
     Returns:
-      An optimizer whose `update(grads, state, params, grad_fn=...)` needs `params` and `grad_fn`, a function from
-      parameters to their gradient on the same batch. Further keyword arguments go to `optimizer`.
+      An optimizer whose `update(grads, state, params, grad_fn=...)` needs `params` and `grad_fn`, a
+      function from parameters to their gradient on the same batch. Further keyword arguments go to
+      `optimizer`.
 
     Raises:
       UserError: `update` was called without `params` or `grad_fn`.

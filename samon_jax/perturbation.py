@@ -11,15 +11,18 @@ import optax
 
 from samon_jax.errors import UserError
 from samon_jax.labels import BIAS, NORM_BIAS, Mask, all_params, label_params, require_selection
+from samon_jax.trees import flatten
 
 PyTree = Any
 
 OPERATORS = ("identity", "elementwise", "layerwise", "fisher")
 
-# For optax.inject_hyperparams(samon.perturbation, static_args=samon.STATIC_ARGS): what is structure, not a number.
+# For optax.inject_hyperparams(samon.perturbation, static_args=samon.STATIC_ARGS): what is
+# structure, not a number.
 STATIC_ARGS = ("operator", "p", "eta", "normalize_bias", "mask")
 
-# Table 9. It prints 1 + η for the biases of "el. ℓ2, orig."; section 3.2 and the ASAM paper use 1, and so does this.
+# Table 9. It prints 1 + η for the biases of "el. ℓ2, orig."; section 3.2 and the ASAM paper use 1,
+# and so does this.
 _VARIANTS: dict[str, dict[str, Any]] = {
     "sam": {"operator": "identity"},
     "elementwise_l2": {"operator": "elementwise"},
@@ -38,7 +41,7 @@ class PerturbationState(NamedTuple):
       count: int32 scalar, the number of updates so far; only a schedule for ρ reads it.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
 
 
 def perturbation(
@@ -56,13 +59,13 @@ def perturbation(
 
         p = 2:    ε = ρ T² g / ‖T g‖₂        p = inf:    ε = ρ T sign(g)
 
-    where T is, for a leaf w inside the mask, 1 (`identity`), |w| + η (`elementwise`), ‖w‖₂ of the leaf
-    (`layerwise`) or (1 + η g²)^(-1/2) (`fisher`), and 0 outside it. The norm therefore runs over the
-    selected leaves alone, and ‖ε‖ stays ρ for the identity however few they are. It is accumulated in float32 or wider,
-    scaled against overflow and underflow; where ‖T g‖ = 0, ε = 0.
+    where T is, for a leaf w inside the mask, 1 (`identity`), |w| + η (`elementwise`), ‖w‖₂ of the
+    leaf (`layerwise`) or (1 + η g²)^(-1/2) (`fisher`), and 0 outside it. The norm therefore runs
+    over the selected leaves alone, and ‖ε‖ stays ρ for the identity however few they are. It is
+    accumulated in float32 or wider, scaled against overflow and underflow; where ‖T g‖ = 0, ε = 0.
 
-    The update points uphill: add it to the parameters. It has the parameters' dtype. As the `adv_optimizer` of
-    `optax.contrib.sam`, which subtracts, chain it with `optax.scale(-1)`.
+    The update points uphill: add it to the parameters. It has the parameters' dtype. As the
+    `adv_optimizer` of `optax.contrib.sam`, which subtracts, chain it with `optax.scale(-1)`.
 
     Args:
       rho: radius ρ >= 0, or an optax schedule of the number of updates.
@@ -70,8 +73,9 @@ def perturbation(
       p: 2 or `math.inf`.
       eta: η >= 0 of the elementwise and fisher operators.
       normalize_bias: False sets T = 1 for the biases of the elementwise operator (original ASAM).
-      mask: `callable(params)` to a pytree of bools, or that pytree. A leaf with the Python value False is left
-        out when the program is built, so that XLA deletes the work of its gradient if nothing else uses it.
+      mask: `callable(params)` to a pytree of bools, or that pytree. A leaf with the Python value
+        False is left out when the program is built, so that XLA deletes the work of its gradient if
+        nothing else uses it.
 
     Returns:
       An `optax.GradientTransformation`; `update` needs `params`.
@@ -107,7 +111,7 @@ def perturbation(
         is_bias = jax.tree.map(
             lambda label: label in (BIAS, NORM_BIAS) and not normalize_bias, label_params(params)
         )
-        leaves, treedef = jax.tree.flatten(params)
+        leaves, treedef = flatten(params)
         flat = zip(
             leaves,
             treedef.flatten_up_to(grads),
@@ -135,7 +139,8 @@ def variant(
     """A published SAM variant by name, with the η and p of Table 9.
 
     Args:
-      name: "sam", "elementwise_l2", "elementwise_l2_orig", "elementwise_linf", "layerwise_l2" or "fisher".
+      name: "sam", "elementwise_l2", "elementwise_l2_orig", "elementwise_linf", "layerwise_l2" or
+        "fisher".
       rho: radius ρ >= 0 or an optax schedule. Each variant has its own scale: see Table 7.
       mask: as in `perturbation`.
 
@@ -204,8 +209,8 @@ def _check_arguments(rho: Any, operator: str, p: Any, eta: Any, mask: Any) -> No
     traced = [n for n, v in (("p", p), ("mask", mask)) if isinstance(v, jax.Array)]
     if traced:
         raise UserError(
-            f"{' and '.join(traced)} must be known when the program is built, not a JAX array; with "
-            "optax.inject_hyperparams, pass static_args=samon_jax.STATIC_ARGS"
+            f"{' and '.join(traced)} must be known when the program is built, not a JAX array; "
+            "with optax.inject_hyperparams, pass static_args=samon_jax.STATIC_ARGS"
         )
     if operator not in OPERATORS:
         raise UserError(

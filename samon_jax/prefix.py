@@ -1,8 +1,8 @@
 """Splits a traced loss into what a perturbation can change and what it cannot.
 
-The second pass of SAM repeats the first at w + ε. Whatever depends on no perturbed parameter (the layers
-before the first perturbed one, augmentation, one-hot labels, casts of weights) has the same value in both:
-the *prefix* is computed once, and the *suffix* twice.
+The second pass of SAM repeats the first at w + ε. Whatever depends on no perturbed parameter (the
+layers before the first perturbed one, augmentation, one-hot labels, casts of weights) has the same
+value in both: the *prefix* is computed once, and the *suffix* twice.
 """
 
 from collections.abc import Sequence
@@ -47,16 +47,16 @@ class Split(NamedTuple):
 def split(closed_jaxpr: Any, perturbed: Sequence[bool]) -> Split | None:
     """Splits a traced function of the parameters by what the perturbed ones can reach.
 
-    Jitted sub-functions are split inside; `remat`, `scan`, `cond`, `while` and functions with derivative rules of
-    their own belong to one side as a whole.
+    Jitted sub-functions are split inside; `remat`, `scan`, `cond`, `while` and functions with
+    derivative rules of their own belong to one side as a whole.
 
     Args:
       closed_jaxpr: `jax.make_jaxpr(f)(*leaves)`.
       perturbed: one bool for each argument of `f`: whether the perturbation changes it.
 
     Returns:
-      The split, or None where there is nothing to share: no equation is out of reach, or the function has
-      side effects that must happen in every pass.
+      The split, or None where there is nothing to share: no equation is out of reach, or the
+      function has side effects that must happen in every pass.
     """
     if closed_jaxpr.effects:
         return None
@@ -82,6 +82,7 @@ def split(closed_jaxpr: Any, perturbed: Sequence[bool]) -> Split | None:
     if not interface:
         return None
     differentiable = [
-        v in parametric and bool(jnp.issubdtype(v.aval.dtype, jnp.inexact)) for v in interface
+        v in parametric and bool(jnp.issubdtype(v.aval.dtype, jnp.inexact))  # type: ignore[attr-defined]
+        for v in interface
     ]
     return Split(program, shared, repeated, interface, differentiable)
