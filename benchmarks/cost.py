@@ -105,11 +105,12 @@ def measure(
     compiled, costs = [], []
     for row in rows:
         program = jax.jit(row.step).lower(params, row.state, images, labels).compile()
-        memory = program.memory_analysis()
+        memory: Any = program.memory_analysis()
+        analysis: Any = program.cost_analysis()
         peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
         peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
         compiled.append(program)
-        costs.append(Cost(program.cost_analysis()["flops"], peak, []))
+        costs.append(Cost(analysis["flops"], peak, []))
         jax.block_until_ready(program(params, row.state, images, labels))  # warm up
     for _ in range(rounds):
         for row, program, cost in zip(rows, compiled, costs, strict=True):
