@@ -1,0 +1,118 @@
+r"""CIFAR-10 and CIFAR-100: Tables 1 and 10 of the SAM-ON paper (settings: appendix A.1).
+
+    python main.py --workdir=runs/wrn \
+        --config=configs/cifar.py:dataset=cifar100,model=wrn-28-10,variant=layerwise_l2,mask=only_norm
+
+Any field can be overridden besides: --config.sam.rho=0.5.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import samon_jax as samon
+from samon_jax.errors import UserError
+from samon_jax.training.config import NO_PERTURBATION, default_config
+
+# The values printed in bold in Table 4 of the workshop paper: (CIFAR-10, CIFAR-100) for ResNets.
+# Where it has none in bold, or two (Fisher, all), there is no entry.
+PUBLISHED_RHO: dict[tuple[str, str], tuple[float | None, float | None]] = {
+    ("sam", "all"): (0.1, 0.1),
+    ("sam", "only_norm"): (0.5, 1.0),
+    ("elementwise_l2", "all"): (2.0, 1.0),
+    ("elementwise_l2", "only_norm"): (3.0, 2.5),
+    ("elementwise_l2_orig", "all"): (0.5, None),
+    ("elementwise_l2_orig", "only_norm"): (0.5, 1.0),
+    ("elementwise_linf", "all"): (0.005, 0.01),
+    ("elementwise_linf", "only_norm"): (0.025, 0.05),
+    ("layerwise_l2", "all"): (0.025, 0.01),
+    ("layerwise_l2", "only_norm"): (0.25, 0.2),
+    ("fisher", "only_norm"): (0.1, 0.1),
+}
+DATASETS = ("cifar10", "cifar100")
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "dataset": str,
+    "model": str,
+    "variant": str,
+    "mask": str,
+    "rho": float,
+    "epochs": int,
+    "seed": int,
+}
+
+
+def published_rho(dataset: str, variant: str, mask: str) -> float:
+    """The ρ that the papers report results for.
+
+    Args:
+      dataset: "cifar10" or "cifar100".
+      variant: name of a SAM variant.
+      mask: "all" or "only_norm".
+
+    Raises:
+      UserError: the papers mark none.
+
+    Example:
+      >>> published_rho("cifar100", "layerwise_l2", "only_norm")
+      0.2
+    """
+    rho = PUBLISHED_RHO.get((variant, mask), (None, None))[DATASETS.index(dataset)]
+    if rho is None:
+        raise UserError(
+            f"rho is missing: the papers mark no value for dataset={dataset}, variant={variant}, "
+            f"mask={mask}; add rho=<number> to the options"
+        )
+    return rho
+
+
+def get_config(options: str = "") -> ConfigDict:
+    """A run on CIFAR.
+
+    Args:
+      options: comma-separated `key=value` pairs; keys are dataset, model, variant, mask, rho,
+        epochs, seed. Without `rho`, the published one.
+
+    Raises:
+      UserError: an option is unknown or its value not allowed.
+    """
+    given = _parse(options)
+    config = default_config()
+    config.data.name = given.get("dataset", config.data.name)
+    config.model = given.get("model", config.model)
+    config.sam.variant = given.get("variant", config.sam.variant)
+    config.sam.mask = given.get("mask", config.sam.mask)
+    config.epochs = given.get("epochs", config.epochs)
+    config.seed = given.get("seed", config.seed)
+    if config.data.name not in DATASETS:
+        raise UserError(
+            f"dataset={config.data.name!r} is not allowed; choose one of {', '.join(DATASETS)}"
+        )
+    if config.sam.variant not in (*samon.VARIANTS, NO_PERTURBATION):
+        allowed = ", ".join((*samon.VARIANTS, NO_PERTURBATION))
+        raise UserError(f"variant={config.sam.variant!r} is not allowed; choose one of {allowed}")
+    if "rho" in given:
+        config.sam.rho = given["rho"]
+    elif config.sam.variant != NO_PERTURBATION:
+        config.sam.rho = published_rho(config.data.name, config.sam.variant, config.sam.mask)
+    return config
+
+
+def _parse(options: str) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for pair in options.split(",") if options else ():
+        key, _, value = pair.partition("=")
+        if key not in _OPTIONS or not value:
+            raise UserError(
+                f"config option {pair!r} is not allowed; write key=value with key one of "
+                f"{', '.join(_OPTIONS)}"
+            )
+        try:
+            given[key] = _OPTIONS[key](value)
+        except ValueError:
+            kind = "a number" if _OPTIONS[key] is float else "an integer"
+            raise UserError(
+                f"config option {pair!r} is not allowed; {key} must be {kind}"
+            ) from None
+    return given

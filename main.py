@@ -1,0 +1,59 @@
+"""Trains and evaluates; everything that varies is in the config.
+
+    python main.py --config=configs/digits.py --workdir=runs/digits
+    python main.py --mode=eval --workdir=runs/digits --checkpoint=best
+
+An interrupted run continues when it is started again with the same arguments.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before JAX is imported: XLA's notices would drown the progress lines. Errors are still shown.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from samon_jax.errors import UserError
+from samon_jax.training import flags
+
+
+def run(argv: Sequence[str]) -> None:
+    """Does what the command line says.
+
+    Args:
+      argv: arguments, the program's name first.
+
+    Raises:
+      UserError: something is wrong that the user can change.
+    """
+    arguments = flags.parse(argv, usage=__doc__)
+    workdir = Path(arguments.workdir)
+
+    from samon_jax.training import setup
+    from samon_jax.training.compare import compare
+    from samon_jax.training.evaluate import evaluate_checkpoint
+    from samon_jax.training.loop import train
+
+    setup.use_compilation_cache()
+    setup.quiet_libraries()
+    if arguments.mode == "eval":
+        evaluate_checkpoint(workdir, arguments.checkpoint)
+    elif arguments.config.compare.seeds:
+        compare(arguments.config, workdir)
+    else:
+        train(arguments.config, workdir)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; a mistake becomes one line on stderr and status 2."""
+    try:
+        run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

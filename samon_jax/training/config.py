@@ -1,0 +1,213 @@
+"""What a run can vary: the default of every field, and the check of all of them."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+import samon_jax as samon
+from samon_jax import models
+from samon_jax.errors import UserError
+
+DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("sgd", "adamw", "lion")
+SCHEDULES = ("cosine", "constant")
+BATCH_STATS = ("clean", "perturbed", "both")
+MASKS = ("all", "only_norm", "no_norm", "only_norm_in:<regex>", "random:<sparsity>")
+NO_PERTURBATION = "none"
+
+# These fields change where things lie or what is shown, never a number that is computed.
+REPORTING_FIELDS = ("data.dir", "log.", "checkpoint.", "steps_per_dispatch", "eval_batch_size")
+
+
+def default_config() -> ConfigDict:
+    """The settings of the papers' CIFAR runs; sources are in appendix A.1 of the SAM-ON paper.
+
+    Returns:
+      A locked `ConfigDict`: an unknown field or a value of another type is an error.
+
+    Example:
+      >>> config = default_config()
+      >>> config.sam.rho = 0.2
+    """
+    config = ConfigDict()
+    config.seed = 0  # everything random follows from it; 0 <= seed < 2**32
+    config.model = "wrn-28-10"  # a name that samon_jax.models.create knows
+    config.dtype = "float32"  # of the forward and backward pass; parameters are always float32
+    config.num_devices = 0  # 0 = all devices of this machine
+    config.epochs = 200  # A.1; passes over the training set, warm-up and cool-down included
+    config.batch_size = 128  # examples per step over all devices, as in Kwon et al. 2021
+    config.eval_batch_size = 1000  # examples per evaluation step over all devices
+    config.label_smoothing = 0.1  # A.1; probability mass spread evenly over all classes
+    config.steps_per_dispatch = 0  # steps per call of the program; 0 = 1 on CPU, else <= 50
+
+    config.data = ConfigDict()
+    config.data.name = "cifar100"  # "digits", "cifar10" or "cifar100"
+    config.data.dir = ""  # TFDS data_dir; "" = TFDS_DATA_DIR, else the default of TFDS
+    config.data.crop_padding = 4  # black pixels around an image before a random crop; 0 = no crop
+    config.data.flip = True  # mirror every second image, left to right
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # "sgd", "adamw" or "lion"
+    config.optimizer.lr = 0.1  # A.1; the largest learning rate of the schedule
+    config.optimizer.momentum = 0.9  # A.1; of sgd
+    config.optimizer.b1 = 0.9  # of adamw and lion
+    config.optimizer.b2 = 0.999  # of adamw and lion (lion's authors use 0.99)
+    config.optimizer.weight_decay = 5e-4  # A.1; sgd: added to the gradient; adamw, lion: decoupled
+    config.optimizer.clip_norm = 0.0  # largest global norm of the descent gradient; 0 = no clipping
+    config.optimizer.accumulate = 1  # steps whose gradients are averaged into one update
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"  # section 4; or "constant", between warm-up and cool-down
+    config.schedule.warmup_epochs = 0.0  # linear from 0 to lr
+    config.schedule.cooldown_epochs = 0.0  # at end_lr, the last epochs of the run
+    config.schedule.end_lr = 0.0  # learning rate after the cosine
+
+    config.sam = ConfigDict()
+    config.sam.variant = "layerwise_l2"  # a name that samon_jax.variant knows, or "none"
+    config.sam.rho = 0.2  # radius of the perturbation; each variant has its own scale (Table 7)
+    config.sam.eta = config_dict.placeholder(float)  # None = what Table 9 gives for the variant
+    config.sam.mask = "only_norm"  # what is perturbed; see MASKS
+    config.sam.m = 0  # examples that share one perturbation; 0 = the batch of a device
+    config.sam.start_epoch = 0  # perturb in epochs start <= epoch < stop, counted from 0
+    config.sam.stop_epoch = 0  # 0 = to the end
+    config.sam.batch_stats = "clean"  # which pass feeds the running statistics: see BATCH_STATS
+    config.sam.reuse_prefix = True  # second pass reuses what the perturbation cannot change
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 1
+    config.checkpoint.keep = 2  # newest checkpoints; the best one is kept besides
+
+    config.log = ConfigDict()
+    config.log.every_seconds = 30.0  # time between progress lines where stdout is not a terminal
+    config.log.tensorboard = True
+
+    config.compare = ConfigDict()
+    config.compare.seeds = 0  # > 0: train every method with seeds 0, 1, ... and compare them
+    config.compare.methods = ConfigDict()  # name: the fields of `sam` in which the method differs
+    return config.lock()
+
+
+def validate(config: ConfigDict, num_devices: int) -> None:
+    """Checks every field that can be checked without data or parameters.
+
+    Args:
+      config: a complete config.
+      num_devices: number of devices that share a batch.
+
+    Raises:
+      UserError: the first field that is not allowed, with its value and what is.
+    """
+    _require(config, "seed", 0 <= config.seed < 2**32, "0 <= seed < 2**32")
+    _one_of(config, "dtype", DTYPES)
+    for field in (
+        "epochs",
+        "batch_size",
+        "eval_batch_size",
+        "optimizer.accumulate",
+        "checkpoint.every_epochs",
+        "checkpoint.keep",
+    ):
+        _require(config, field, _get(config, field) >= 1, "an integer >= 1")
+    for field in ("steps_per_dispatch", "data.crop_padding", "sam.m", "compare.seeds"):
+        _require(config, field, _get(config, field) >= 0, "an integer >= 0")
+    for field in (
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "schedule.warmup_epochs",
+        "schedule.cooldown_epochs",
+        "schedule.end_lr",
+        "sam.rho",
+        "log.every_seconds",
+    ):
+        _require(config, field, 0 <= _get(config, field) < math.inf, "a finite number >= 0")
+    _require(config, "optimizer.lr", 0 < config.optimizer.lr < math.inf, "a finite number > 0")
+    for field in ("label_smoothing", "optimizer.momentum", "optimizer.b1", "optimizer.b2"):
+        _require(config, field, 0 <= _get(config, field) < 1, "0 <= value < 1")
+    _one_of(config, "optimizer.name", OPTIMIZERS)
+    _one_of(config, "schedule.name", SCHEDULES)
+    _require(
+        config,
+        "schedule.warmup_epochs",
+        config.schedule.warmup_epochs + config.schedule.cooldown_epochs <= config.epochs,
+        f"with cooldown_epochs={config.schedule.cooldown_epochs} at most epochs={config.epochs}",
+    )
+    _validate_sam(config.sam, config.epochs)
+    models.create(config.model, num_classes=10)
+    _validate_batch(config, num_devices)
+
+
+def _validate_sam(sam: ConfigDict, epochs: int) -> None:
+    config = ConfigDict({"sam": sam})
+    _one_of(config, "sam.variant", (*samon.VARIANTS, NO_PERTURBATION))
+    if sam.eta is not None:
+        _require(config, "sam.eta", 0 <= sam.eta < math.inf, "a finite number >= 0")
+    _validate_mask(sam.mask)
+    _one_of(config, "sam.batch_stats", BATCH_STATS)
+    _require(config, "sam.start_epoch", 0 <= sam.start_epoch <= epochs, f"0 <= value <= {epochs}")
+    _require(
+        config,
+        "sam.stop_epoch",
+        sam.stop_epoch == 0 or sam.start_epoch <= sam.stop_epoch <= epochs,
+        f"0 (to the end) or {sam.start_epoch} <= value <= {epochs}",
+    )
+
+
+def _validate_mask(mask: str) -> None:
+    name, _, argument = mask.partition(":")
+    if name in ("all", "only_norm", "no_norm") and mask == name:
+        return
+    if name == "only_norm_in" and argument:
+        try:
+            re.compile(argument)
+        except re.error as error:
+            raise UserError(f"sam.mask={mask!r} is not a regular expression: {error}") from None
+        return
+    if name == "random":
+        try:
+            allowed = 0 <= float(argument) < 1
+        except ValueError:
+            allowed = False
+        if allowed:
+            return
+        raise UserError(f"sam.mask={mask!r}: the sparsity must be a number with 0 <= value < 1")
+    raise UserError(f"sam.mask={mask!r} is not allowed; choose one of {', '.join(MASKS)}")
+
+
+def _validate_batch(config: ConfigDict, num_devices: int) -> None:
+    _require(
+        config,
+        "batch_size",
+        config.batch_size % num_devices == 0,
+        f"a multiple of the {num_devices} devices",
+    )
+    per_device = config.batch_size // num_devices
+    m = config.sam.m
+    if m:
+        _require(
+            config,
+            "sam.m",
+            per_device % m == 0 or (m % per_device == 0 and config.batch_size % m == 0),
+            f"0, a divisor of a device's {per_device} examples, or a multiple of them that divides "
+            f"batch_size={config.batch_size}",
+        )
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    value = config
+    for name in field.split("."):
+        value = value[name]
+    return value
+
+
+def _require(config: ConfigDict, field: str, condition: bool, allowed: str) -> None:
+    if not condition:
+        raise UserError(f"{field}={_get(config, field)} is not allowed; it must be {allowed}")
+
+
+def _one_of(config: ConfigDict, field: str, allowed: Sequence[str]) -> None:
+    value = _get(config, field)
+    if value not in allowed:
+        raise UserError(f"{field}={value!r} is not allowed; choose one of {', '.join(allowed)}")

@@ -1,0 +1,243 @@
+"""A training run from the first to the last step; read from top to bottom."""
+
+import contextlib
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import samon_jax as samon
+from samon_jax.errors import UserError
+from samon_jax.training import batches, checkpoints, plots, workdir
+from samon_jax.training.checkpoints import Checkpoints
+from samon_jax.training.evaluate import evaluate
+from samon_jax.training.flops import flops_per_step
+from samon_jax.training.optimizers import make_schedule
+from samon_jax.training.reporting import Reporter
+from samon_jax.training.setup import Run, set_up
+from samon_jax.training.state import TrainState
+from samon_jax.training.step import StepMetrics
+
+
+def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
+    """Trains a model, or continues where an earlier call with the same arguments stopped.
+
+    The result is a function of the config alone, however often the run is interrupted.
+
+    Args:
+      config: a complete config.
+      directory: work directory. Afterwards it holds config.json, metrics.jsonl (one object per
+        epoch: `epoch`, `step`, `train_loss` (label-smoothed, nats), `train_accuracy`, `test_loss`
+        (nats), `test_accuracy`, `learning_rate`, `examples_per_second`, `seconds`), summary.json,
+        checkpoints, TensorBoard events and two plots.
+
+    Returns:
+      The content of summary.json.
+
+    Raises:
+      UserError: something in the config, the data or the directory is wrong, or the loss became
+        infinite.
+      SystemExit: a signal asked the run to stop (143 after SIGTERM, 130 after Ctrl-C).
+    """
+    run = set_up(config)
+    config = run.config
+    workdir.claim(directory, config)
+    if summary := workdir.read_json(directory / workdir.SUMMARY):
+        print(
+            f"{directory} is finished: test accuracy {100 * summary['test_accuracy']:.2f} % after "
+            f"{summary['steps']} steps"
+        )
+        return summary
+
+    state = _start_or_resume(run, directory)
+    step = int(state.step)
+    records = workdir.trim_metrics(directory, step)
+    seconds_before = records[-1]["seconds"] if records else 0.0
+    reporter = Reporter(directory, config, step, run.total_steps)
+    if step:
+        reporter.say(f"resuming after step {step} of {run.total_steps}")
+    saver = Checkpoints(directory, config.checkpoint.keep)
+    schedule = make_schedule(config, run.steps_per_epoch)
+    begin = time.perf_counter()
+
+    try:
+        with _stop_signals() as signals:
+            for epoch in range(step // run.steps_per_epoch, config.epochs):
+                program = (
+                    run.programs.train if _perturbs(config, epoch) else run.programs.train_plain
+                )
+                rows = batches.epoch_rows(
+                    config.seed,
+                    epoch,
+                    num_examples=len(run.dataset.train.labels),
+                    batch_size=config.batch_size,
+                    num_devices=len(run.devices),
+                )
+                epoch_begin, timed_from = time.perf_counter(), step
+                previous: StepMetrics | None = None
+                for start, stop in _chunks(run, step % run.steps_per_epoch):
+                    state, metrics = program((state, run.train_set), rows[:, start:stop])
+                    if previous is None:
+                        # The first call may compile: wait for it, and measure the speed from here.
+                        _show_and_check(metrics, step + stop - start, reporter, saver)
+                        if stop < run.steps_per_epoch:
+                            epoch_begin, timed_from = time.perf_counter(), step + stop - start
+                    else:
+                        # Fetch the metrics of the call before while this one is under way.
+                        _show_and_check(previous, step, reporter, saver)
+                    previous = metrics
+                    step += stop - start
+                    if signals and stop < run.steps_per_epoch:
+                        _show_and_check(metrics, step, reporter, saver)
+                        saver.save(step, state)
+                        _exit(signals[0], step, run.total_steps, reporter, saver)
+                if previous is not None:
+                    _show_and_check(previous, step, reporter, saver)
+                elapsed = time.perf_counter() - epoch_begin
+
+                result = evaluate(run, state.params, state.batch_stats)
+                _check_finite("test loss", np.asarray([result.loss]), step, saver)
+                examples = run.steps_per_epoch * config.batch_size
+                record = {
+                    "epoch": epoch + 1,
+                    "step": step,
+                    "train_loss": float(state.loss_sum) / run.steps_per_epoch,
+                    "train_accuracy": int(state.correct_sum) / examples,
+                    "test_loss": result.loss,
+                    "test_accuracy": result.accuracy,
+                    "learning_rate": float(schedule(step - 1)),
+                    "examples_per_second": (step - timed_from) * config.batch_size / elapsed,
+                    "seconds": seconds_before + time.perf_counter() - begin,
+                }
+                workdir.append_metrics(directory, record)
+                records.append(record)
+                reporter.epoch(record)
+                last = epoch + 1 == config.epochs
+                if (epoch + 1) % config.checkpoint.every_epochs == 0 or last or signals:
+                    saver.save(step, state, result.accuracy)
+                if signals and not last:
+                    _exit(signals[0], step, run.total_steps, reporter, saver)
+    finally:
+        reporter.close()
+        saver.close()
+    return _finish(run, directory, state, records)
+
+
+def _start_or_resume(run: Run, directory: Path) -> TrainState:
+    """The state of the newest readable checkpoint, or the initial one, on every device."""
+    found = checkpoints.restore(directory, run.template())
+    if found is None:
+        return batches.replicate(run.programs.init(np.uint32(run.config.seed)), run.devices)
+    state, step = found
+    checkpoints.set_aside_after(directory, step)
+    return batches.replicate(state, run.devices)
+
+
+def _perturbs(config: ConfigDict, epoch: int) -> bool:
+    return config.sam.start_epoch <= epoch < (config.sam.stop_epoch or config.epochs)
+
+
+def _chunks(run: Run, position: int) -> Iterator[tuple[int, int]]:
+    """Steps [start, stop) of each call in the rest of an epoch."""
+    length = batches.dispatch_length(
+        run.config.steps_per_dispatch, run.steps_per_epoch, run.devices[0].platform
+    )
+    while position < run.steps_per_epoch:
+        stop = position - position % length + length
+        yield position, stop
+        position = stop
+
+
+def _show_and_check(
+    metrics: StepMetrics, step: int, reporter: Reporter, saver: Checkpoints
+) -> None:
+    """Waits for the metrics of the steps up to `step`, shows the last and checks all."""
+    losses, accuracies = (np.asarray(x)[0] for x in metrics)  # the same on every device
+    _check_finite("loss", losses, step, saver)
+    reporter.progress(step, float(losses[-1]), float(accuracies[-1]))
+
+
+def _check_finite(name: str, losses: np.ndarray, step: int, saver: Checkpoints) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        saved = saver.newest_step()
+        kept = (
+            "no checkpoint was saved yet"
+            if saved is None
+            else f"checkpoint of step {saved} is kept"
+        )
+        raise UserError(
+            f"{name} is {losses[bad[0]]} at step {step - len(losses) + int(bad[0]) + 1}; {kept}; "
+            "a smaller optimizer.lr or sam.rho may help"
+        )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and the first Ctrl-C instead of dying of them."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit(
+    number: int, step: int, total_steps: int, reporter: Reporter, saver: Checkpoints
+) -> NoReturn:
+    saver.wait()
+    reporter.say(
+        f"{signal.Signals(number).name}: saved a checkpoint at step {step} of {total_steps}; "
+        "the same command continues from there"
+    )
+    raise SystemExit(128 + number)
+
+
+def _finish(
+    run: Run, directory: Path, state: TrainState, records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Writes the plots and summary.json, whose presence says that the run is complete."""
+    plots.learning_curve(records, directory / "learning_curve.png")
+    params = jax.device_get(state.params)
+    plots.norm_parameters(params, directory / "norm_parameters.png")
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    labels = jax.tree.leaves(samon.label_params(params))
+    summary = {
+        "test_accuracy": records[-1]["test_accuracy"],
+        "test_loss": records[-1]["test_loss"],
+        "train_loss": records[-1]["train_loss"],
+        "num_params": sum(sizes),
+        "num_norm_params": sum(
+            size for size, label in zip(sizes, labels, strict=True) if label.startswith("norm")
+        ),
+        "steps": run.total_steps,
+        "seconds": records[-1]["seconds"],
+        "examples_per_second": statistics.median(r["examples_per_second"] for r in records),
+        "flops_per_step": flops_per_step(run),
+        "flops_per_step_base": flops_per_step(run, perturb=False),
+    }
+    workdir.write_json(directory / workdir.SUMMARY, summary)
+    print(
+        f"finished: test accuracy {100 * summary['test_accuracy']:.2f} %, "
+        f"{summary['seconds']:.0f} s, results in {directory}"
+    )
+    return summary

@@ -1,0 +1,70 @@
+"""The base optimizer and its learning rate, from a config."""
+
+import optax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+
+def make_schedule(config: ConfigDict | FrozenConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Learning rate as a function of the step: linear warm-up, cosine or constant, cool-down.
+
+    Args:
+      config: a complete config.
+      steps_per_epoch: steps in one epoch.
+
+    Returns:
+      An optax schedule of the number of steps done.
+
+    Example:
+      >>> from samon_jax.training.config import default_config
+      >>> float(make_schedule(default_config(), steps_per_epoch=10)(1000))  # half way
+      0.05
+    """
+    lr, end = config.optimizer.lr, config.schedule.end_lr
+    warmup = round(config.schedule.warmup_epochs * steps_per_epoch)
+    cooldown = round(config.schedule.cooldown_epochs * steps_per_epoch)
+    decay = max(config.epochs * steps_per_epoch - warmup - cooldown, 1)
+    if config.schedule.name == "cosine":
+        main = optax.cosine_decay_schedule(lr, decay, alpha=end / lr)
+        pieces = [optax.linear_schedule(0.0, lr, warmup), main, optax.constant_schedule(end)]
+    else:
+        main = optax.constant_schedule(lr)
+        last = optax.constant_schedule(end if cooldown else lr)
+        pieces = [optax.linear_schedule(0.0, lr, warmup), main, last]
+    return optax.join_schedules(pieces, [warmup, warmup + decay])
+
+
+def make_optimizer(
+    config: ConfigDict | FrozenConfigDict, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """SGD with momentum and coupled weight decay as in PyTorch, AdamW, or Lion.
+
+    Weight decay acts on all parameters. Clipping acts on the gradient before weight decay is added.
+
+    Args:
+      config: a complete config.
+      steps_per_epoch: steps in one epoch.
+
+    Returns:
+      An optax transform whose updates are added to the parameters.
+    """
+    settings = config.optimizer
+    schedule = make_schedule(config, steps_per_epoch)
+
+    def lr(updates_done: int) -> float:
+        # With accumulation an update happens every `accumulate` steps; the schedule counts steps.
+        return schedule(updates_done * settings.accumulate)
+
+    if settings.name == "sgd":
+        base = optax.chain(
+            optax.add_decayed_weights(settings.weight_decay),
+            optax.sgd(lr, momentum=settings.momentum),
+        )
+    elif settings.name == "adamw":
+        base = optax.adamw(lr, settings.b1, settings.b2, weight_decay=settings.weight_decay)
+    else:
+        base = optax.lion(lr, settings.b1, settings.b2, weight_decay=settings.weight_decay)
+    if settings.clip_norm:
+        base = optax.chain(optax.clip_by_global_norm(settings.clip_norm), base)
+    if settings.accumulate > 1:
+        base = optax.MultiSteps(base, settings.accumulate).gradient_transformation()
+    return base

@@ -1,0 +1,210 @@
+"""What every run builds from its config: data on the devices, model, optimizer, compiled steps."""
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging as absl_logging
+from flax import linen as nn
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from samon_jax import data, models
+from samon_jax.data.cache import cache_dir
+from samon_jax.data.dataset import Dataset
+from samon_jax.errors import UserError
+from samon_jax.training import batches
+from samon_jax.training.ascent import make_ascent
+from samon_jax.training.config import validate
+from samon_jax.training.optimizers import make_optimizer
+from samon_jax.training.state import TrainState, initial_state
+from samon_jax.training.step import Examples, make_eval_step, make_train_step
+
+PyTree = Any
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, unless JAX_COMPILATION_CACHE_DIR already says where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+
+
+def quiet_libraries() -> None:
+    """Silences the notices of Orbax and absl below errors; ours go to stdout."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    # Imported late by TFDS or Orbax, these would otherwise print through Python's last-resort
+    # handler.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A checked copy of a config in which the number of devices is no longer "all".
+
+    Raises:
+      UserError: a field is not allowed.
+    """
+    config = ConfigDict(config.to_dict())
+    available = jax.local_device_count()
+    if not 0 <= config.num_devices <= available:
+        raise UserError(
+            f"num_devices={config.num_devices} is not allowed; it must be 0 (all) to {available}"
+        )
+    config.num_devices = config.num_devices or available
+    validate(config, config.num_devices)
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled functions of a run; runs that differ only in their seed share them.
+
+    Attributes:
+      init: `init(seed) -> state` on the default device.
+      train: `train((state, train_set), rows) -> (state, metrics)` with perturbation; `rows` int32
+        [devices, steps, per_device].
+      train_plain: the same with the plain gradient, for epochs that are not perturbed.
+      evaluate: `evaluate((params, batch_stats, test_set), (rows, valid)) -> sums`.
+    """
+
+    init: Callable[..., TrainState]
+    train: Any
+    train_plain: Any
+    evaluate: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first to the last step.
+
+    Attributes:
+      config: complete, resolved and checked.
+      dataset: on the host.
+      train_set: on every device.
+      test_set: on every device.
+      devices: that share each batch.
+      steps_per_epoch: batches in one epoch.
+      programs: compiled functions.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    train_set: Examples
+    test_set: Examples
+    devices: tuple[jax.Device, ...]
+    steps_per_epoch: int
+    programs: Programs
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def template(self) -> TrainState:
+        """Shapes and dtypes of the state, without computing anything."""
+        return jax.eval_shape(self.programs.init, np.uint32(0))
+
+
+def set_up(config: ConfigDict) -> Run:
+    """Loads the data and builds the programs; writes nothing.
+
+    Args:
+      config: a complete config.
+
+    Returns:
+      What the loop needs.
+
+    Raises:
+      UserError: a field is not allowed, data are missing, or the mask selects nothing.
+    """
+    config = resolve(config)
+    dataset = data.load(config.data.name, config.data.dir or None)
+    num_examples = len(dataset.train.labels)
+    if config.batch_size > num_examples:
+        raise UserError(
+            f"batch_size={config.batch_size} is not allowed; data.name={config.data.name!r} has "
+            f"{num_examples} training examples"
+        )
+    steps_per_epoch = num_examples // config.batch_size
+    devices = tuple(jax.local_devices()[: config.num_devices])
+    programs = _programs(
+        _without_seed(config),
+        num_classes=dataset.num_classes,
+        image_shape=dataset.train.images.shape[1:],
+        mean=tuple(dataset.mean),
+        std=tuple(dataset.std),
+        steps_per_epoch=steps_per_epoch,
+        devices=devices,
+    )
+    jax.eval_shape(programs.init, np.uint32(0))  # a mask that selects nothing fails here
+    train_set, test_set = (
+        batches.replicate(Examples(split.images, split.labels), devices)
+        for split in (dataset.train, dataset.test)
+    )
+    return Run(config, dataset, train_set, test_set, devices, steps_per_epoch, programs)
+
+
+def _without_seed(config: ConfigDict) -> FrozenConfigDict:
+    """The part of a config that the programs depend on."""
+    config = ConfigDict(config.to_dict())
+    config.seed = 0
+    for section in ("log", "checkpoint", "compare"):
+        del config[section]
+    return FrozenConfigDict(config)
+
+
+def make_model(config: ConfigDict | FrozenConfigDict, num_classes: int) -> nn.Module:
+    """The model a config names."""
+    return models.create(config.model, num_classes, dtype=jnp.dtype(config.dtype))
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(
+    config: FrozenConfigDict,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    steps_per_epoch: int,
+    devices: tuple[jax.Device, ...],
+) -> Programs:
+    model = make_model(config, num_classes)
+    optimizer = make_optimizer(config, steps_per_epoch)
+    ascent = make_ascent(config.sam)
+
+    def parallel(step: Callable[..., Any], out_axes: Any) -> Callable[..., Any]:
+        return jax.pmap(
+            step, axis_name="batch", in_axes=(None, 0), out_axes=out_axes, devices=devices
+        )
+
+    def train_step(ascent: optax.GradientTransformation | None) -> Callable[..., Any]:
+        return parallel(
+            make_train_step(
+                config,
+                model=model,
+                optimizer=optimizer,
+                ascent=ascent,
+                mean=mean,
+                std=std,
+                steps_per_epoch=steps_per_epoch,
+            ),
+            out_axes=(None, 0),
+        )
+
+    init = functools.partial(
+        initial_state, model=model, optimizer=optimizer, ascent=ascent, image_shape=image_shape
+    )
+    return Programs(
+        init=jax.jit(init),
+        train=train_step(ascent),
+        train_plain=train_step(None),
+        evaluate=parallel(
+            make_eval_step(model, mean=mean, std=std, dtype=config.dtype), out_axes=None
+        ),
+    )

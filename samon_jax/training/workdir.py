@@ -1,0 +1,144 @@
+"""The files of a work directory: config.json, metrics.jsonl, summary.json."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from samon_jax.errors import UserError
+from samon_jax.training.config import REPORTING_FIELDS, default_config
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader, or a crash at any moment, finds the old text or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """The content of a JSON file, or None if there is no such file.
+
+    Raises:
+      UserError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """The config a run was started with.
+
+    Raises:
+      UserError: there is none, or it is not one of this program's.
+    """
+    saved = read_json(workdir / CONFIG)
+    if saved is None:
+        raise UserError(f"workdir={str(workdir)!r} holds no run: {CONFIG} is missing")
+    config = default_config().unlock()
+    try:
+        config.update(saved)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{workdir / CONFIG} is not a config of samon_jax: {error}") from None
+    return config.lock()
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes the directory this run's: writes config.json, or checks the one that is there.
+
+    Args:
+      workdir: created if missing.
+      config: complete and resolved; fields that only say where data lie or what is shown may
+        differ.
+
+    Raises:
+      UserError: the directory holds a run with another config, or cannot be written.
+    """
+    ours = json.loads(config.to_json())
+    saved = read_json(workdir / CONFIG)
+    if saved is not None:
+        differences = [
+            f"{field}: {theirs!r} there, {mine!r} now"
+            for field, theirs, mine in _differences(saved, ours)
+            if not field.startswith(REPORTING_FIELDS)
+        ]
+        if differences:
+            raise UserError(
+                f"workdir={str(workdir)!r} holds a run with another config "
+                f"({'; '.join(differences)}); choose another --workdir"
+            )
+        if (workdir / SUMMARY).exists() or saved == ours:
+            return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG, ours)
+    except OSError as error:
+        raise UserError(f"workdir={str(workdir)!r} cannot be written: {error.strerror}") from None
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The complete records of metrics.jsonl, oldest first; a half-written last line is left out."""
+    records = []
+    path = workdir / METRICS
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def append_metrics(workdir: Path, record: dict[str, Any]) -> None:
+    """Adds one record and waits until it is on disk, so that no later checkpoint lacks it."""
+    with (workdir / METRICS).open("a") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def trim_metrics(workdir: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the records after `step`, which the resumed run is about to repeat.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint that the run resumes from.
+
+    Returns:
+      The records that stay.
+    """
+    kept = [record for record in read_metrics(workdir) if record["step"] <= step]
+    if (workdir / METRICS).exists():
+        write_text(workdir / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
+def _differences(saved: Any, ours: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(saved, dict) and isinstance(ours, dict):
+        for key in sorted({*saved, *ours}):
+            missing = "(missing)"
+            yield from _differences(
+                saved.get(key, missing),
+                ours.get(key, missing),
+                f"{prefix}.{key}" if prefix else key,
+            )
+    elif saved != ours:
+        yield prefix, saved, ours
