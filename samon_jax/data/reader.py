@@ -1,0 +1,140 @@
+"""Reads prepared TFDS data sets through `as_data_source`, without TensorFlow.
+
+tensorflow_datasets is imported inside the functions only: that takes a while, and models, tests
+and the help page can do without.
+"""
+
+import io
+import logging
+import os
+import shutil
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samon_jax.data import cache
+from samon_jax.data.dataset import SPLITS, Split
+from samon_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 1000
+
+
+def resolve_data_dir(data_dir: str | None) -> Path:
+    """The TFDS `data_dir`: the argument, else `TFDS_DATA_DIR`, else TFDS's default."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def read_prepared(name: str, data_dir: Path) -> dict[str, Split]:
+    """Reads a data set of TFDS that is on disk already; its images are decoded only once.
+
+    Args:
+      name: name of the data set in TFDS, for example "cifar100".
+      data_dir: TFDS directory.
+
+    Returns:
+      The splits "train" and "test", in the order of the files.
+
+    Raises:
+      UserError: the data set is not there, is damaged, or has a format that needs TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=data_dir)
+    # TFDS imports importlib_resources while it prepares, without depending on it.
+    prepare = (
+        "pip install '.[prepare]' importlib_resources && "
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record')"
+        '.download_and_prepare()"'
+    )
+    if not _is_prepared(builder):
+        raise UserError(f"data set {name!r} is not in {data_dir}; prepare it with: {prepare}")
+    random_access = tfds.core.FileFormat.with_random_access()
+    formats = builder.info.available_file_formats()
+    if not random_access & formats:
+        found = ", ".join(sorted(f.value for f in formats)) or "unknown"
+        raise UserError(
+            f"data set {name!r} in {builder.data_path} has the format {found}, which needs "
+            f"TensorFlow; move it away and prepare it with: {prepare}"
+        )
+    files = [file for file in Path(builder.data_path).iterdir() if file.is_file()]
+    path = cache.cache_dir() / f"{name}-{builder.version}-{cache.fingerprint(files)}.npz"
+    try:
+        return cache.cached_splits(path, lambda: _decode(builder))
+    except RuntimeError as error:  # array_record's, when a file is missing or cut short
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"data set {name!r} in {builder.data_path} is damaged ({reason}); "
+            f"move it away and prepare it with: {prepare}"
+        ) from error
+
+
+def read_digits(data_dir: Path) -> dict[str, Split]:
+    """Reads the `digits`; writes them first if they are not there yet.
+
+    They go to `data_dir` or, if that is not writable, to "tfds" in `cache.cache_dir()`.
+
+    Raises:
+      UserError: neither of the directories is writable.
+    """
+    from samon_jax.data.digits import Digits
+
+    fallback = cache.cache_dir() / "tfds"
+    for directory in (data_dir, fallback):
+        builder = Digits(data_dir=directory, file_format="array_record")
+        if not _is_prepared(builder):
+            try:
+                _prepare(builder)
+            except OSError as error:
+                # Or another process was faster; its files are as good as ours.
+                _log.info("data set 'digits' was not written to %s: %s", directory, error)
+            # The first builder does not know the lengths of the splits.
+            builder = Digits(data_dir=directory, file_format="array_record")
+        if _is_prepared(builder):
+            return _decode(builder)
+    raise UserError(
+        f"data set 'digits' cannot be written: neither data_dir={str(data_dir)!r} nor the cache "
+        f"directory {str(fallback)!r} is writable; set SAMON_CACHE_DIR to a directory that is"
+    )
+
+
+def _is_prepared(builder: Any) -> bool:
+    # builder.is_prepared() logs a warning for each directory that does not exist.
+    return (Path(builder.data_path) / "dataset_info.json").is_file()
+
+
+def _prepare(builder: Any) -> None:
+    """Writes the data set beside its final place and renames it; OSError if that is impossible."""
+    final = Path(builder.data_path)
+    existing = next(parent for parent in final.parents if parent.exists())
+    if not existing.stat().st_mode & 0o222:  # root could write there all the same
+        raise PermissionError(f"{existing} is read-only")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix="incomplete."))
+    try:
+        scratch = type(builder)(data_dir=temporary, file_format="array_record")
+        # TFDS prints progress bars and the scratch directory, for what takes a second.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            scratch.download_and_prepare(download_dir=temporary / "downloads")
+        os.rename(scratch.data_path, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _decode(builder: Any) -> dict[str, Split]:
+    splits = {}
+    for name in SPLITS:
+        source = builder.as_data_source(split=name)
+        images = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
+        labels = np.empty(len(source), np.int32)
+        for start in range(0, len(source), _BATCH):
+            rows = range(start, min(start + _BATCH, len(source)))
+            for i, record in zip(rows, source.__getitems__(rows), strict=True):
+                images[i], labels[i] = record["image"], record["label"]
+        splits[name] = Split(images=images, labels=labels)
+    return splits
