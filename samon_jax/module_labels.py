@@ -31,9 +31,8 @@ def label_module(
     Returns:
       A pytree of "norm_scale", "norm_bias", "weight" and "bias" with the structure of the
       parameters: of `variables["params"]` (Linen), `params` (Haiku), `nnx.state(model, nnx.Param)`
-        (NNX) or
-      `eqx.filter(model, eqx.is_array)` (Equinox). Pass it on as `samon_jax.only_norm(params,
-      labels)`.
+      (NNX) or `eqx.filter(model, eqx.is_array)` (Equinox). Pass it on as
+      `samon_jax.only_norm(params, labels)`.
 
     Raises:
       UserError: `model` is none of these.
@@ -89,9 +88,10 @@ def _label_haiku(
     names: set[str] = set()
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if is_norm_layer(context.module, norm_types):
+        result = call(*args, **kwargs)
+        if is_norm_layer(context.module, norm_types):  # its constructor has named it by now
             names.add(context.module.module_name)
-        return call(*args, **kwargs)
+        return result
 
     def init(*inputs: Any) -> PyTree:
         with haiku.intercept_methods(watch):

@@ -58,8 +58,8 @@ def sam(
       >>> params = {"w": jnp.array([3.0, 4.0])}
       >>> state = tx.init(params)
       >>> updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
-      >>> updates["w"].round(4).tolist()  # -0.1 * 2 * (w + 0.05 * [0.6, 0.8])
-      [-0.6059999465942383, -0.8080000281333923]
+      >>> [f"{x:.3f}" for x in updates["w"]]  # -0.1 * 2 * (w + 0.05 * [0.6, 0.8])
+      ['-0.606', '-0.808']
 
     References:
       Foret et al. 2021, Sharpness-Aware Minimization, algorithm 1.

@@ -175,7 +175,7 @@ def _operate(
         scale, norm = _scale_and_norm([w])
         t = scale * norm
     elif operator == "fisher":
-        t = (1 + eta * g**2) ** -0.5
+        t = 1 / jnp.hypot(jnp.ones((), dtype), eta**0.5 * g)  # g² alone may overflow
     else:
         t = jnp.ones((), dtype)
     if isinstance(selected, bool | np.bool_):
@@ -184,16 +184,16 @@ def _operate(
 
 
 def _normalize(leaves: list[jax.Array | None]) -> list[Any]:
-    """Divides the leaves by their joint Euclidean norm; zeros stay zeros."""
+    """Divides the leaves by their joint Euclidean norm; zeros stay zeros, one NaN makes all NaN."""
     scale, norm = _scale_and_norm([x for x in leaves if x is not None])
-    norm = jnp.where(norm > 0, norm, 1)
+    norm = jnp.where(norm == 0, 1, norm)
     return [None if x is None else x / scale / norm for x in leaves]
 
 
 def _scale_and_norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """The largest magnitude s and ‖leaves / s‖₂, so that no square overflows or vanishes."""
     largest = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]).max()
-    scale = jnp.where(largest > 0, largest, 1)
+    scale = jnp.where(largest == 0, 1, largest)
     return scale, jnp.sqrt(sum(jnp.sum((x / scale) ** 2) for x in leaves))
 
 

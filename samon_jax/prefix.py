@@ -58,7 +58,7 @@ def split(closed_jaxpr: Any, perturbed: Sequence[bool]) -> Split | None:
       The split, or None where there is nothing to share: no equation is out of reach, or the
       function has side effects that must happen in every pass.
     """
-    if closed_jaxpr.effects:
+    if any(not _is_axis_use(effect) for effect in closed_jaxpr.effects):
         return None
     program = inline(closed_jaxpr)
     reached = {v for v, moves in zip(program.inputs, perturbed, strict=True) if moves}
@@ -86,3 +86,8 @@ def split(closed_jaxpr: Any, perturbed: Sequence[bool]) -> Split | None:
         for v in interface
     ]
     return Split(program, shared, repeated, interface, differentiable)
+
+
+def _is_axis_use(effect: Any) -> bool:
+    """Whether `effect` only says that a mapped axis is used, as by the `psum` of a synced norm."""
+    return type(effect).__name__ == "NamedAxisEffect"
