@@ -197,7 +197,10 @@ def _read_every_value(directory: Path) -> None:
     these prints a traceback. Reading one value after the other keeps a bad checkpoint to one line.
     """
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{directory}/"}).result()
-    for key in store.list().result():
+    keys = store.list().result()
+    if not keys:
+        raise _DamagedError("no values")
+    for key in keys:
         store.read(key).result()
 
 

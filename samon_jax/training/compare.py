@@ -76,8 +76,8 @@ def markdown_table(accuracies: Mapping[str, Sequence[float]]) -> str:
 def _of_method(config: ConfigDict, name: str) -> ConfigDict:
     method = ConfigDict(config.to_dict())
     try:
-        method.sam.update(config.compare.methods[name].to_dict())
-    except (KeyError, TypeError) as error:
+        method.sam.lock().update(config.compare.methods[name].to_dict())
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"compare.methods.{name} does not fit the fields of sam: {error}") from None
     method.compare.seeds = 0
     method.compare.methods = ConfigDict()

@@ -54,12 +54,14 @@ def load_config(workdir: Path) -> ConfigDict:
     saved = read_json(workdir / CONFIG)
     if saved is None:
         raise UserError(f"workdir={str(workdir)!r} holds no run: {CONFIG} is missing")
-    config = default_config().unlock()
+    config = default_config()
     try:
+        with config.unlocked():
+            config.compare.methods.update(saved.get("compare", {}).get("methods", {}))
         config.update(saved)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{workdir / CONFIG} is not a config of samon_jax: {error}") from None
-    return config.lock()
+    return config
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

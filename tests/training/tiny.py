@@ -1,0 +1,105 @@
+"""A model that compiles quickly, a run that uses it, and a way to die at a chosen moment."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from samon_jax import models
+from samon_jax.training import checkpoints, loop, setup, workdir
+from samon_jax.training.checkpoints import Checkpoints
+from samon_jax.training.config import default_config
+
+create_model = models.create
+
+
+class Tiny(nn.Module):
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.reshape(len(images), -1)
+        x = nn.Dense(16, use_bias=False, name="stem", dtype=self.dtype)(x)
+        norm = nn.BatchNorm(not train, momentum=0.9, name="stage1_norm", dtype=self.dtype)
+        x = nn.relu(norm(x))
+        x = nn.Dense(16, use_bias=False, name="middle", dtype=self.dtype)(x)
+        norm = nn.BatchNorm(not train, momentum=0.9, name="stage2_norm", dtype=self.dtype)
+        return nn.Dense(self.num_classes, name="head")(nn.relu(norm(x)).astype(jnp.float32))
+
+
+def create(name, num_classes, *, dtype=jnp.float32):
+    return (
+        Tiny(num_classes, dtype) if name == "tiny" else create_model(name, num_classes, dtype=dtype)
+    )
+
+
+def config(**fields) -> ConfigDict:
+    """Two epochs of eleven steps on digits; `sam__rho=1.0` sets config.sam.rho."""
+    config = default_config()
+    config.model = "tiny"
+    config.num_devices = 1
+    config.epochs = 2
+    config.batch_size = 128
+    config.eval_batch_size = 100  # does not divide the 360 test examples
+    config.data.name = "digits"
+    config.data.crop_padding = 1
+    config.data.flip = False
+    config.sam.variant = "sam"
+    config.log.tensorboard = False
+    with config.unlocked():
+        for field, value in fields.items():
+            *sections, name = field.split("__")
+            section = config
+            for part in sections:
+                section = section[part]
+            section[name] = value
+    return config
+
+
+def final_state(run, directory: Path) -> Any:
+    return checkpoints.restore(directory, run.template())[0]
+
+
+def _die_at(moment: str) -> None:
+    """Arranges SIGKILL at the n-th time that something happens: "dispatch:3"."""
+    what, _, count = moment.partition(":")
+    left = [int(count)]
+
+    def then_die(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args, **kwargs):
+            result = function(*args, **kwargs)
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM if what == "sigterm" else signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    if what in ("dispatch", "sigterm"):
+        loop._show_and_check = then_die(loop._show_and_check)
+    elif what == "metrics":
+        workdir.append_metrics = then_die(workdir.append_metrics)
+    elif what == "save":  # the files are still being written in the background
+        Checkpoints.save = then_die(Checkpoints.save)
+    elif what == "plots":
+        loop.plots.norm_parameters = then_die(loop.plots.norm_parameters)
+    else:
+        raise ValueError(moment)
+
+
+if __name__ == "__main__":
+    # python tiny.py WORKDIR MOMENT FIELDS: trains as main.py does.
+    models.create = create
+    if sys.argv[2]:
+        _die_at(sys.argv[2])
+    setup.use_compilation_cache()
+    setup.quiet_libraries()
+    loop.train(config(**json.loads(sys.argv[3])), Path(sys.argv[1]))
