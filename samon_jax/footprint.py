@@ -96,4 +96,4 @@ def _is_concrete_zero(value: Any) -> bool:
     """Whether `value` is known now and 0; large arrays are not looked at."""
     if isinstance(value, jax.core.Tracer) or np.size(value) > 1:
         return False
-    return jnp.issubdtype(jnp.result_type(value), jnp.number) and bool(np.all(value == 0))
+    return jnp.issubdtype(jnp.result_type(value), jnp.number) and not np.any(np.asarray(value))

@@ -132,7 +132,7 @@ def value_and_grad(
                 epsilon, state = ascent.update(treedef.unflatten(grads), ascent_state, params)
                 return treedef.flatten_up_to(epsilon), state
 
-            if parts == 1:
+            if not any(copied):
                 return update(grads)
             epsilon = jax.vmap(lambda grads: update(grads)[0], in_axes=(axes,))(grads)
             # The state moves on once, with the mean gradient.

@@ -92,9 +92,12 @@ def vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
     Under `shard_map`, JAX sums the gradient of a replicated array over the devices; each device
     needs its own to compute its own ε.
     """
+    manual = jax.sharding.get_abstract_mesh().manual_axes
     for name in (axis_name,) if isinstance(axis_name, str) else axis_name:
+        if name not in manual:  # an axis of vmap, which has no such types
+            continue
         try:
             x = jax.lax.pcast(x, name, to="varying")
-        except ValueError:  # it varies already, or the axis is one of vmap, which has no such types
+        except ValueError:  # it varies already
             continue
     return x
