@@ -66,7 +66,7 @@ def default_config() -> ConfigDict:
     config.schedule.end_lr = 0.0  # learning rate after the cosine
 
     config.sam = ConfigDict()
-    config.sam.variant = "layerwise_l2"  # a name that samon_jax.variant knows, or "none"
+    config.sam.variant = "layerwise_l2"  # a name that samon_jax.variant knows, or "none": plain
     config.sam.rho = 0.2  # radius of the perturbation; each variant has its own scale (Table 7)
     config.sam.eta = config_dict.placeholder(float)  # None = what Table 9 gives for the variant
     config.sam.mask = "only_norm"  # what is perturbed; see MASKS

@@ -42,7 +42,7 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Arguments:
       UserError: a flag, the config file or an override is wrong.
       SystemExit: after --help.
     """
-    values = _define()
+    values = _define(argv)
     if {"--help", "-h", "-help"} & set(argv[1:]):
         print(f"{usage or ''}\n{values.main_module_help()}{values.get_help()}")
         sys.exit(0)
@@ -64,10 +64,13 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Arguments:
     return Arguments(values.mode, values.workdir, config or ConfigDict(), values.checkpoint)
 
 
-def _define() -> flags.FlagValues:
+def _define(argv: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", help_string="Config file, with options after a colon.", flag_values=values
+        "config",
+        help_string="Config file, with options after a colon.",
+        flag_values=values,
+        sys_argv=list(argv),  # of the overrides --config.<field>
     )
     flags.DEFINE_string("workdir", None, "Folder of the results.", flag_values=values)
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.", flag_values=values)
@@ -92,8 +95,9 @@ def _one_line(error: Exception, argv: Sequence[str]) -> str:
 
 def _unknown_field(path: str, argv: Sequence[str]) -> str | None:
     """Names the override that does not exist, and the fields beside it."""
-    values = _define()
-    values([argv[0], f"--config={path}"])
+    only_config = [argv[0], f"--config={path}"]
+    values = _define(only_config)
+    values(only_config)
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)
         node = values.config

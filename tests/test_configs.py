@@ -1,0 +1,65 @@
+"""The config files against the papers."""
+
+import pytest
+
+from configs import cifar, digits
+from samon_jax.errors import UserError
+from samon_jax.training.config import validate
+
+
+def test_every_option_of_cifar_is_read():
+    config = cifar.get_config(
+        "dataset=cifar10,model=resnet-56,variant=sam,mask=all,rho=0.7,epochs=3,seed=4"
+    )
+    assert config.data.name == "cifar10"
+    assert config.model == "resnet-56"
+    assert (config.sam.variant, config.sam.mask, config.sam.rho) == ("sam", "all", 0.7)
+    assert (config.epochs, config.seed) == (3, 4)
+    validate(config, 1)
+
+
+# Copied from the printed Table 4 of the workshop paper, in its order.
+@pytest.mark.parametrize(
+    ("variant", "mask", "cifar10", "cifar100"),
+    [
+        ("sam", "all", 0.1, 0.1),
+        ("sam", "only_norm", 0.5, 1.0),
+        ("elementwise_l2", "all", 2, 1),
+        ("elementwise_l2", "only_norm", 3, 2.5),
+        ("elementwise_l2_orig", "all", 0.5, None),
+        ("elementwise_l2_orig", "only_norm", 0.5, 1),
+        ("elementwise_linf", "all", 0.005, 0.01),
+        ("elementwise_linf", "only_norm", 0.025, 0.05),
+        ("layerwise_l2", "all", 0.025, 0.01),
+        ("layerwise_l2", "only_norm", 0.25, 0.2),
+        ("fisher", "all", None, None),
+        ("fisher", "only_norm", 0.1, 0.1),
+    ],
+)
+def test_published_rho(variant, mask, cifar10, cifar100):
+    for dataset, rho in (("cifar10", cifar10), ("cifar100", cifar100)):
+        options = f"dataset={dataset},variant={variant},mask={mask}"
+        if rho is None:
+            with pytest.raises(UserError, match="add rho=<number>"):
+                cifar.get_config(options)
+        else:
+            assert cifar.get_config(options).sam.rho == rho
+
+
+@pytest.mark.parametrize("mask", ["no_norm", "only_norm_in:stage3", "random:0.9"])
+def test_other_masks_need_a_rho(mask):
+    with pytest.raises(UserError, match="rho is missing"):
+        cifar.get_config(f"mask={mask}")
+    assert cifar.get_config(f"mask={mask},rho=0.1").sam.mask == mask
+
+
+def test_plain_sgd_needs_no_rho():
+    validate(cifar.get_config("variant=none"), 1)
+
+
+def test_digits_compares_four_methods_over_five_seeds():
+    config = digits.get_config("compare")
+    assert config.compare.seeds == 5
+    assert set(config.compare.methods) == {"SGD", "SAM-all", "SAM-ON", "no-norm"}
+    validate(config, 1)
+    assert digits.get_config().compare.seeds == 0

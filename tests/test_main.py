@@ -1,0 +1,167 @@
+"""The command line: a run, an evaluation, and one clear line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from samon_jax.training import flags
+
+ROOT = Path(__file__).parent.parent
+DIGITS = f"--config={ROOT}/configs/digits.py"
+CIFAR = f"--config={ROOT}/configs/cifar.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory):
+    """Caches and data of our own."""
+    folder = tmp_path_factory.mktemp("main")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMON_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "xla"))
+        patch.setenv("TFDS_DATA_DIR", str(folder / "data"))
+        yield
+
+
+def call(*arguments):
+    return main.main(["main.py", *map(str, arguments)])
+
+
+def fails_with_one_line(capsys, *arguments):
+    """Runs the command line, which must fail, and returns its one line."""
+    assert call(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, environment):
+    """Two epochs of two steps in a process of their own, on its one device."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    fast = ("--config.epochs=2", "--config.batch_size=718", "--config.sam.rho=0.1")
+    command = [sys.executable, "main.py", DIGITS, f"--workdir={workdir}", *fast]
+    environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    process = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    return workdir, process
+
+
+def test_a_run_prints_its_epochs_and_nothing_else(trained):
+    workdir, process = trained
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    lines = process.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2", "finished"]
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["sam"]["rho"] == 0.1
+    assert (workdir / "summary.json").exists()
+
+
+@pytest.mark.parametrize("which", ["best", "newest"])
+def test_eval_prints_what_the_run_measured(trained, capsys, which):
+    workdir, _ = trained
+    assert call("--mode=eval", f"--workdir={workdir}", f"--checkpoint={which}") == 0
+    captured = capsys.readouterr()
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    wanted = records[-1]
+    if which == "best":
+        wanted = max(records, key=lambda record: (record["test_accuracy"], record["step"]))
+    assert captured.out == (
+        f"step {wanted['step']}: test accuracy {100 * wanted['test_accuracy']:.2f} %, "
+        f"test loss {wanted['test_loss']:.4f}\n"
+    )
+    assert captured.err == ""
+
+
+def test_a_finished_run_says_so(trained, capsys):
+    workdir, _ = trained
+    fast = ("--config.epochs=2", "--config.batch_size=718", "--config.sam.rho=0.1")
+    assert call(DIGITS, f"--workdir={workdir}", *fast) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_another_config_in_the_same_workdir(trained, capsys):
+    workdir, _ = trained
+    line = fails_with_one_line(
+        capsys, DIGITS, f"--workdir={workdir}", "--config.epochs=3", "--config.batch_size=718"
+    )
+    assert "epochs: 2 there, 3 now" in line
+    assert "sam.rho: 0.1 there, 0.5 now" in line
+    assert "batch_size" not in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([DIGITS, "--config.sam.rhoo=1"], ["--config.sam.rhoo=1", "rhoo", "batch_stats", "rho"]),
+        ([DIGITS, "--config.speed=1"], ["--config.speed=1", "batch_size"]),
+        ([DIGITS, "--config.batch_size=abc"], ["batch_size", "abc"]),
+        ([DIGITS, "--config.batch_size=1.5"], ["batch_size", "1.5"]),
+        ([DIGITS, "--config.sam.variant=gsam"], ["sam.variant='gsam'", "layerwise_l2"]),
+        ([DIGITS, "--config.model=vgg"], ["vgg", "digits-resnet"]),
+        ([DIGITS, "--config.sam.mask=bn"], ["sam.mask='bn'", "only_norm"]),
+        ([DIGITS, "--config.data.name=mnist"], ["mnist", "cifar100"]),
+        ([DIGITS, "--config.sam.rho=-1"], ["sam.rho=-1.0", ">= 0"]),
+        ([DIGITS, "--config.sam.rho=nan"], ["sam.rho=nan"]),
+        ([DIGITS, "--config.sam.eta=-1"], ["sam.eta=-1.0", ">= 0"]),
+        ([DIGITS, "--config.sam.mask=only_norm_in:b9"], ["b9", "stage1_block0"]),
+        ([DIGITS, "--config.num_devices=3"], ["batch_size=64", "3 devices"]),
+        ([DIGITS, "--config.num_devices=99"], ["num_devices=99", "8"]),
+        ([DIGITS, "--config.sam.m=7"], ["sam.m=7", "64"]),
+        ([DIGITS, "--config.batch_size=2000"], ["batch_size=2000", "1437"]),
+        ([f"{DIGITS}:fast"], ["fast", "compare"]),
+        ([CIFAR, "--config.data.dir=/nowhere"], ["cifar100", "/nowhere"]),
+        ([f"{CIFAR}:dataset=svhn"], ["svhn", "cifar10, cifar100"]),
+        ([f"{CIFAR}:speed=3"], ["speed=3", "dataset, model, variant"]),
+        ([f"{CIFAR}:epochs=many"], ["epochs=many", "integer"]),
+        ([f"{CIFAR}:variant=gsam"], ["gsam", "layerwise_l2"]),
+        ([f"{CIFAR}:variant=fisher,mask=all"], ["rho", "fisher", "all"]),
+        (["--config=nowhere.py"], ["nowhere.py"]),
+        (["--config=nowhere.py", "--config.epochs=1"], ["nowhere.py"]),
+        ([], ["--config is missing"]),
+        ([DIGITS, "--mode=test"], ["mode", "train", "eval"]),
+        ([DIGITS, "--speed=1"], ["speed"]),
+        ([DIGITS, "train"], ["'train'"]),
+        (["--mode=eval"], ["config.json is missing"]),
+    ],
+)
+def test_each_mistake_is_one_line(tmp_path, capsys, arguments, words):
+    workdir = tmp_path / "run"
+    line = fails_with_one_line(capsys, *arguments, f"--workdir={workdir}")
+    for word in words:
+        assert word in line
+    assert not workdir.exists()
+
+
+def test_workdir_is_needed(capsys):
+    assert "--workdir is missing" in fails_with_one_line(capsys, DIGITS)
+
+
+def test_eval_before_the_first_checkpoint(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(
+        flags.parse(["main.py", DIGITS, "--workdir=x"]).config.to_json()
+    )
+    line = fails_with_one_line(capsys, "--mode=eval", f"--workdir={tmp_path}")
+    assert "holds no checkpoint yet" in line
+
+
+def test_overrides_reach_the_config():
+    arguments = flags.parse(
+        ["main.py", f"{CIFAR}:rho=0.3", "--config.sam.rho=0.5", "--workdir", "here"]
+    )
+    assert (arguments.config.sam.rho, arguments.workdir, arguments.mode) == (0.5, "here", "train")
+
+
+def test_help_shows_the_flags(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call("--help")
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    for flag in ("--config", "--workdir", "--mode", "--checkpoint"):
+        assert flag in out
