@@ -6,7 +6,10 @@ Blocks are called `stage{1,2,3}_block{0..}`, and hold `norm1`, `conv1`, `norm2`,
 it has parameters, `shortcut` (with `shortcut_norm` in post-activation networks). Around them are
 `stem`, `head`, and `norm_out` (before the pooling of pre-activation networks) or `stem_norm` (after
 the stem of the others). So the expression "stage3" selects the norms of block B3 of the paper's
-Figure 3.
+Figure 3. ResNet-18 and -101 have four stages and VGG five; between the stages of DenseNet are
+`transition1` and `transition2`; a Vision Transformer has no stages but `block{0..11}`.
+
+Vision Transformers have no "batch_stats", only "params"; the call above is the same.
 """
 
 import re
@@ -17,12 +20,26 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from samon_jax.errors import UserError
-from samon_jax.models import resnet, wide_resnet
+from samon_jax.models import bottleneck_resnet, densenet, resnet, vgg, vit, wide_resnet
+from samon_jax.models.bottleneck_resnet import BottleneckResNet
+from samon_jax.models.densenet import DenseNet
 from samon_jax.models.digits_resnet import DigitsResNet
 from samon_jax.models.resnet import ResNet
+from samon_jax.models.vgg import VGG
+from samon_jax.models.vit import VisionTransformer
 from samon_jax.models.wide_resnet import WideResNet
 
-__all__ = ["DigitsResNet", "ResNet", "WideResNet", "create", "names"]
+__all__ = [
+    "VGG",
+    "BottleneckResNet",
+    "DenseNet",
+    "DigitsResNet",
+    "ResNet",
+    "VisionTransformer",
+    "WideResNet",
+    "create",
+    "names",
+]
 
 
 def _wide_resnet(depth: str, width: str, **kwargs: Any) -> nn.Module:
@@ -39,11 +56,43 @@ def _resnet_b(depth: str, **kwargs: Any) -> nn.Module:
     return _resnet(depth, projection=True, **kwargs)
 
 
+def _deep_resnet(depth: str, **kwargs: Any) -> nn.Module:
+    return bottleneck_resnet.resnet(int(depth), **kwargs)
+
+
+def _resnext(depth: str, groups: str, group_width: str, **kwargs: Any) -> nn.Module:
+    return bottleneck_resnet.resnext(int(depth), int(groups), int(group_width), **kwargs)
+
+
+def _densenet(depth: str, **kwargs: Any) -> nn.Module:
+    densenet.blocks_per_stage(int(depth))
+    return DenseNet(depth=int(depth), **kwargs)
+
+
+def _vgg(depth: str, **kwargs: Any) -> nn.Module:
+    vgg.blocks_of_stages(int(depth))
+    return VGG(depth=int(depth), **kwargs)
+
+
+def _vit(size: str, **kwargs: Any) -> nn.Module:
+    width, heads = vit.SIZES[size]
+    return VisionTransformer(width=width, heads=heads, **kwargs)
+
+
 # What messages show -> (pattern of the name, constructor that takes the pattern's groups).
 _FAMILIES: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "wrn-<depth>-<width>": (r"wrn-(\d+)-(\d+)", _wide_resnet),
+    # Before the general pattern; neither 18, 34 nor 101 is 6n + 2.
+    "resnet-18": (r"resnet-(18)", _deep_resnet),
+    "resnet-34": (r"resnet-(34)", _deep_resnet),
+    "resnet-101": (r"resnet-(101)", _deep_resnet),
     "resnet-<depth>": (r"resnet-(\d+)", _resnet),
     "resnet-<depth>b": (r"resnet-(\d+)b", _resnet_b),
+    "resnext-<depth>-<groups>x<width>d": (r"resnext-(\d+)-(\d+)x(\d+)d", _resnext),
+    "densenet-<depth>": (r"densenet-(\d+)", _densenet),
+    "vgg-<depth>": (r"vgg-(\d+)", _vgg),
+    "vit-t": (r"vit-(t)", _vit),
+    "vit-s": (r"vit-(s)", _vit),
     "digits-resnet": (r"digits-resnet", DigitsResNet),
 }
 
@@ -58,7 +107,11 @@ def create(name: str, num_classes: int, *, dtype: Any = jnp.float32) -> nn.Modul
 
     Args:
       name: "wrn-<depth>-<width>" (pre-activation WideResNet, depth 6n + 4), "resnet-<depth>" (CIFAR
-        ResNet with option A shortcuts, depth 6n + 2), "resnet-<depth>b" (the same with option B) or
+        ResNet with option A shortcuts, depth 6n + 2), "resnet-<depth>b" (the same with option B),
+        "resnet-18", "resnet-34" or "resnet-101" (the wide, four-stage ResNets with a CIFAR stem),
+        "resnext-<depth>-<groups>x<width>d" (depth 9n + 2, for example "resnext-29-32x4d"),
+        "densenet-<depth>" (DenseNet-BC, growth 12, depth 6n + 4, for example "densenet-100"),
+        "vgg-13", "vgg-16" or "vgg-19" (with BatchNorm), "vit-t" or "vit-s" (patches of 4x4), or
         "digits-resnet" (for 8x8x1 images).
       num_classes: number of logits.
       dtype: dtype of the computation, for example `jnp.bfloat16`. Parameters, BatchNorm statistics

@@ -14,8 +14,25 @@ HE_NORMAL_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+def torch_bias(fan_in: int) -> Any:
+    """Initializer of a bias as PyTorch's layers draw it: U(-1/√fan_in, 1/√fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
 def conv(
-    features: int, size: int, *, stride: int = 1, kernel_init: Any, dtype: Any, name: str
+    features: int,
+    size: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    kernel_init: Any,
+    dtype: Any,
+    name: str,
 ) -> nn.Conv:
     """A square convolution without bias, padded by `size // 2` on every side.
 
@@ -25,6 +42,8 @@ def conv(
       features: number of output channels.
       size: side of the kernel, in pixels; odd.
       stride: stride in both directions.
+      groups: number of groups of channels that are convolved separately; divides both numbers of
+        channels.
       kernel_init: Flax initializer of the kernel.
       dtype: dtype of the computation; the kernel is float32.
       name: name of the layer in the tree of parameters.
@@ -37,6 +56,7 @@ def conv(
         (size, size),
         strides=stride,
         padding=size // 2,
+        feature_group_count=groups,
         use_bias=False,
         kernel_init=kernel_init,
         dtype=dtype,

@@ -37,18 +37,20 @@ class BasicBlock(nn.Module):
       stride: stride of the first convolution and of the shortcut.
       projection: where the shape changes, the shortcut is a 1x1 convolution with a norm (option B)
         instead of `subsample_and_pad` (option A).
+      kernel_init: initializer of the convolutions.
       dtype: dtype of the computation.
     """
 
     features: int
     stride: int = 1
     projection: bool = False
+    kernel_init: Any = layers.HE_NORMAL_FAN_IN
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] to [N, H / stride, W / stride, features]; `train` as in BatchNorm."""
-        init: dict[str, Any] = {"kernel_init": layers.HE_NORMAL_FAN_IN, "dtype": self.dtype}
+        init: dict[str, Any] = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         y = layers.conv(self.features, 3, stride=self.stride, name="conv1", **init)(x)
         y = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="norm1")(y))
         y = layers.conv(self.features, 3, name="conv2", **init)(y)

@@ -4,56 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 import samon_jax as samon
 from samon_jax import models
 from samon_jax.models.resnet import subsample_and_pad
-
-
-def shapes(name, num_classes, image_shape=(32, 32, 3)):
-    model = models.create(name, num_classes)
-    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    return jax.eval_shape(
-        lambda key, x: model.init(key, x, train=False), jax.random.key(0), images
-    )["params"]
-
-
-def initialize(name, dtype=jnp.float32, image_shape=(8, 8, 3)):
-    """A model, images, and variables of the right shapes from NumPy, all away from 0 and 1."""
-    model = models.create(name, 5, dtype=dtype)
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(4, *image_shape)).astype(np.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-
-    def draw(leaf):
-        if leaf.ndim == 1:
-            return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
-        return rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape).astype(leaf.dtype)
-
-    return model, jnp.asarray(images), jax.tree.map(lambda x: jnp.asarray(draw(x)), variables)
-
-
-def forward(model, variables, images, train=True):
-    return model.apply(variables, images, train=train, mutable=["batch_stats"])
-
-
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def count_norms(params):
-    labels = samon.label_params(params)
-    return sum(
-        leaf.size
-        for leaf, label in zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
-        if label in ("norm_scale", "norm_bias")
-    )
-
-
-def paths(tree, selected=lambda leaf: True):
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(p, simple=True, separator="/") for p, x in flat if selected(x)}
+from tests.models.helpers import (
+    NumpyNorm,
+    count,
+    count_norms,
+    equations,
+    forward,
+    initialize,
+    np_conv,
+    paths,
+    shapes,
+)
 
 
 def test_wrn_28_10_has_the_published_size():
@@ -159,13 +124,6 @@ def test_bfloat16_computes_in_bfloat16_and_stores_float32(name):
     assert 0 < difference < 0.1  # bfloat16 has 8 bits
 
 
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from equations(inner)
-
-
 def test_initialization_is_that_of_the_pytorch_codes():
     def kernels(name):
         model = models.create(name, 100)
@@ -198,36 +156,6 @@ def test_option_a_shortcut_by_hand():
 
 
 # --- The networks once more, in NumPy and float64 ------------------------------------------------
-
-
-def np_conv(x, kernel, stride=1):
-    kernel = np.asarray(kernel, np.float64)
-    size, pad = kernel.shape[0], kernel.shape[0] // 2
-    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    rows = (x.shape[1] - size) // stride + 1
-    y = np.zeros((x.shape[0], rows, rows, kernel.shape[3]))
-    for i in range(rows):
-        for j in range(rows):
-            patch = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
-            y[:, i, j] = np.tensordot(patch, kernel, ((1, 2, 3), (0, 1, 2)))
-    return y
-
-
-class NumpyNorm:
-    """BatchNorm that records the running statistics that PyTorch's momentum of 0.1 gives."""
-
-    def __init__(self, train):
-        self.train = train
-        self.running = {}
-
-    def __call__(self, x, params, stats, name):
-        mean, var = (np.asarray(stats[k], np.float64) for k in ("mean", "var"))
-        if self.train:
-            batch_mean, batch_var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-            self.running[name] = (0.9 * mean + 0.1 * batch_mean, 0.9 * var + 0.1 * batch_var)
-            mean, var = batch_mean, batch_var
-        scale, bias = (np.asarray(params[k], np.float64) for k in ("scale", "bias"))
-        return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
 
 
 def np_resnet8(p, s, x, norm, projection=False):
@@ -326,7 +254,7 @@ def test_each_device_has_its_own_statistics():
         ("wrn-27-10", "model='wrn-27-10': depth=27 of a WideResNet must be 6n + 4"),
         ("wrn-4-10", "depth=4"),
         ("wrn-28-0", "width=0"),
-        ("resnet-18", "model='resnet-18': depth=18 of a CIFAR ResNet must be 6n + 2"),
+        ("resnet-19", "model='resnet-19': depth=19 of a CIFAR ResNet must be 6n + 2"),
         ("resnet-2", "depth=2"),
         ("wrn-28", "model='wrn-28' does not exist; choose one of wrn-<depth>-<width>, resnet-"),
         ("vgg", "digits-resnet"),
