@@ -19,14 +19,17 @@ from samon_jax.perturbation import (
     perturbation,
     variant,
 )
+from samon_jax.sparse import SparseState, fisher_information, ssam_d, ssam_f, top_mask
 
 __all__ = [
     "STATIC_ARGS",
     "VARIANTS",
     "PerturbationState",
     "SamState",
+    "SparseState",
     "UserError",
     "all_params",
+    "fisher_information",
     "label_module",
     "label_params",
     "no_norm",
@@ -35,6 +38,9 @@ __all__ = [
     "perturbation",
     "random_mask",
     "sam",
+    "ssam_d",
+    "ssam_f",
+    "top_mask",
     "value_and_grad",
     "variant",
 ]

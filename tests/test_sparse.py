@@ -1,0 +1,169 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import samon_jax as samon
+from samon_jax import sparse
+
+RHO = 0.3
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv": {"kernel": (3, 5)},
+        "norm": {"scale": (7,), "bias": (7,)},
+        "head": {"w": (4,)},
+    }
+
+    def draw():
+        return jax.tree.map(
+            lambda shape: jnp.float32(rng.normal(size=shape)),
+            shapes,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+
+    return draw(), draw()
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def count(mask):
+    return int(flat(mask).sum())
+
+
+def make(kind, sparsity, **kwargs):
+    ascent = samon.variant("sam", RHO)
+    if kind == "f":
+        return sparse.ssam_f(ascent, sparsity, jax.random.key(1))
+    return sparse.ssam_d(ascent, sparsity, jax.random.key(1), total_updates=10, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["f", "d"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 1.0])
+def test_epsilon_is_normalized_by_the_whole_gradient_and_masked(problem, kind, sparsity):
+    params, grads = problem
+    tx = make(kind, sparsity)
+    state = tx.init(params)
+    assert count(state.mask) == round((1 - sparsity) * 33)
+    epsilon, new = jax.jit(tx.update)(grads, state, params)
+    g = flat(grads).astype(np.float64)
+    want = RHO * g / np.linalg.norm(g) * flat(state.mask)
+    np.testing.assert_allclose(flat(epsilon), want, rtol=1e-6, atol=0)
+    assert int(new.count) == 1
+
+
+@pytest.mark.parametrize("kind", ["f", "d"])
+def test_sparsity_zero_is_sam(problem, kind):
+    params, grads = problem
+    tx, plain = make(kind, 0.0), samon.variant("sam", RHO)
+    state = tx.init(params)
+    for _ in range(3):
+        epsilon, state = tx.update(grads, state, params)
+        want, _ = plain.update(grads, plain.init(params), params)
+        np.testing.assert_array_equal(flat(epsilon), flat(want))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5, 0.97, 1.0])
+def test_top_mask_is_exact_even_with_ties(sparsity):
+    scores = {"a": jnp.zeros((10, 3)), "b": jnp.ones(5)}
+    mask = sparse.top_mask(scores, sparsity)
+    selected = round((1 - sparsity) * 35)
+    assert count(mask) == selected
+    assert int(mask["b"].sum()) == min(5, selected)  # the larger scores come first
+
+
+def test_fisher_information_equals_squared_per_example_gradients():
+    rng = np.random.default_rng(1)
+    x, y, w = rng.normal(size=(6, 3)), rng.normal(size=6), rng.normal(size=3)
+
+    def loss_fn(params, batch):
+        inputs, targets = batch
+        return jnp.mean((inputs @ params["w"] - targets) ** 2)
+
+    got = sparse.fisher_information(
+        loss_fn, {"w": jnp.float32(w)}, (jnp.float32(x), jnp.float32(y))
+    )
+    per_example = 2 * (x @ w - y)[:, None] * x
+    np.testing.assert_allclose(got["w"], (per_example**2).mean(0), rtol=1e-5)
+
+
+def test_ssam_d_drops_the_flattest_and_keeps_the_number():
+    mask = {"w": jnp.array([True, True, True, True, False, False, False, False])}
+    grads = {"w": jnp.array([4.0, -1.0, 3.0, 0.5, 9.0, 9.0, 9.0, 9.0])}
+    for seed in range(5):
+        new = sparse.drop_and_regrow(mask, grads, jnp.float32(0.5), jax.random.key(seed))
+        kept, entered = np.asarray(new["w"][:4]), np.asarray(new["w"][4:])
+        np.testing.assert_array_equal(kept, [True, False, True, False])
+        assert entered.sum() == 2
+
+
+def test_ssam_d_regrows_uniformly():
+    mask = {"w": jnp.arange(6) < 2}
+    grads = {"w": jnp.ones(6)}
+    new = jax.vmap(lambda key: sparse.drop_and_regrow(mask, grads, jnp.float32(0.5), key)["w"])(
+        jax.random.split(jax.random.key(0), 4000)
+    )
+    np.testing.assert_allclose(np.asarray(new[:, 2:]).mean(0), 0.25, atol=0.03)
+
+
+def test_ssam_d_follows_the_cosine_schedule(problem):
+    params, grads = problem
+    tx = make("d", 0.2, drop=0.8)
+    state, update = tx.init(params), jax.jit(tx.update)
+    selected = round(0.8 * 33)
+    for t in range(12):
+        _, new = update(grads, state, params)
+        exchanged = selected - int((flat(state.mask) & flat(new.mask)).sum())
+        progress = min(t / 10, 1)
+        share = 0.8 / 2 * (1 + np.cos(np.pi * progress)) if t else 0
+        assert exchanged == min(int(share * selected), 33 - selected)
+        assert count(new.mask) == selected
+        state = new
+
+
+def test_ssam_d_renews_every_few_updates(problem):
+    params, grads = problem
+    tx = make("d", 0.5, update_every=3)
+    state, changed = tx.init(params), []
+    for _ in range(7):
+        _, new = tx.update(grads, state, params)
+        changed.append(bool((flat(state.mask) != flat(new.mask)).any()))
+        state = new
+    assert changed == [False, False, False, True, False, False, True]
+
+
+def test_inside_value_and_grad(problem):
+    params, _ = problem
+    x = jnp.float32(np.random.default_rng(2).normal(size=(8, 3)))
+
+    def loss_fn(p, x):
+        hidden = jnp.tanh(x @ p["conv"]["kernel"]).sum(1, keepdims=True)
+        return jnp.mean(
+            ((hidden * p["norm"]["scale"] + p["norm"]["bias"])[:, :4] @ p["head"]["w"]) ** 2
+        )
+
+    tx = make("f", 0.5)
+    state = tx.init(params)
+    _, grads, _ = jax.jit(samon.value_and_grad(loss_fn, tx))(params, state, x)
+    epsilon, _ = tx.update(jax.grad(loss_fn)(params, x), state, params)
+    want = jax.grad(loss_fn)(jax.tree.map(jnp.add, params, epsilon), x)
+    np.testing.assert_allclose(flat(grads), flat(want), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sparse.top_mask({"w": jnp.ones(3)}, 1.5), r"sparsity=1.5 must lie in \[0, 1\]"),
+        (lambda: make("f", -0.1), r"sparsity=-0.1 must lie in \[0, 1\]"),
+        (lambda: make("d", 0.5, drop=2), r"drop=2 must lie in \[0, 1\]"),
+        (lambda: make("d", 0.5, update_every=0), "update_every=0 must be an integer >= 1"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(samon.UserError, match=message):
+        call()
