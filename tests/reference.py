@@ -75,14 +75,17 @@ def sam_epsilon(rho, grads, moved):
 
 
 def two_passes(loss_fn, params, rho, moved, *args, **kwargs):
-    """Loss at w and gradient at w + ε from two calls of `jax.value_and_grad`."""
-    compute = jax.jit(jax.value_and_grad(lambda params: loss_fn(params, *args, **kwargs)))
+    """Loss at w and gradient at w + ε of plain SAM; `moved(path)` says which leaves ε covers."""
+    compute = jax.value_and_grad(lambda params: loss_fn(params, *args, **kwargs))
     loss, grads = compute(params)
-    epsilon = sam_epsilon(rho, grads, moved)
-    perturbed = jax.tree.map(
-        lambda w, e: (w + e.astype(np.float32)).astype(w.dtype), params, epsilon
-    )
-    return loss, compute(perturbed)[1]
+    norm = jnp.sqrt(sum(jnp.sum(g**2) for path, g in flat(grads).items() if moved(path)))
+    step = rho / jnp.where(norm > 0, norm, 1.0)
+    weights, grads = flat(params), flat(grads)
+    perturbed = {
+        path: (w + step * grads[path]).astype(w.dtype) if moved(path) else w
+        for path, w in weights.items()
+    }
+    return loss, compute(nested(perturbed))[1]
 
 
 def assert_close(actual, expected, tolerance=1e-5):
