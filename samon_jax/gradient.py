@@ -94,6 +94,11 @@ def value_and_grad(
         if axis_name is not None:
             leaves = [vary(leaf, axis_name) for leaf in leaves]
             params = treedef.unflatten(leaves)
+        if m is not None and not all(-len(args) <= i < len(args) for i in argnums):
+            raise UserError(
+                f"batch_argnums={argnums} must name positional arguments after params; m={m} was "
+                f"given, and the call had {len(args)}"
+            )
         batch = [args[i] for i in argnums] if m is not None else []
         parts, devices = sharing(m, batch, axis_name)
         moves, reads = footprint(ascent, ascent_state, params)
