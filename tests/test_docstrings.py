@@ -1,0 +1,50 @@
+"""Examples in docstrings run, and every public function says what goes in and what comes out."""
+
+import doctest
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import samon_jax as samon
+
+PACKAGE = Path(samon.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+FUNCTIONS = [name for name in samon.__all__ if inspect.isfunction(getattr(samon, name))]
+WITH_EXAMPLE = ["label_module", "label_params", "only_norm", "perturbation", "sam"]
+WITH_EXAMPLE += ["value_and_grad", "variant"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples(module):
+    failed, _ = doctest.testmod(importlib.import_module(f"samon_jax.{module}"))
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_public_functions_are_documented(name):
+    function = getattr(samon, name)
+    text = inspect.getdoc(function) or ""
+    refers = "Args and returns as in" in text
+    assert refers or re.search(r"^Args:$", text, re.M), text
+    assert refers or re.search(r"^Returns:$", text, re.M), text
+    if not refers:
+        for argument in inspect.signature(function).parameters:
+            assert re.search(rf"^  \**{argument}: ", text, re.M), argument
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLE)
+def test_examples_exist(name):
+    assert ">>> " in (inspect.getdoc(getattr(samon, name)) or "")
+
+
+def test_all_is_complete_and_sorted():
+    assert {"UserError", "SamState", "PerturbationState", "sam", "value_and_grad"} <= set(
+        samon.__all__
+    )
+    for name in samon.__all__:
+        assert hasattr(samon, name)
+        if inspect.isclass(getattr(samon, name)):
+            assert inspect.getdoc(getattr(samon, name))
