@@ -148,12 +148,13 @@ def restore(
     )
 
 
-def set_aside_after(workdir: Path, step: int) -> None:
+def set_aside_after(workdir: Path, step: int, say: Callable[[str], None] = print) -> None:
     """Moves checkpoints newer than `step`, which proved unreadable, out of the way.
 
     Args:
       workdir: of the run.
       step: of the newest readable checkpoint; the run will write the later ones anew.
+      say: receives one line for every checkpoint moved.
     """
     for bad in saved_steps(workdir):
         if bad > step:
@@ -164,6 +165,7 @@ def set_aside_after(workdir: Path, step: int) -> None:
                 target = target.with_name(f"{bad}-{number}")
                 number += 1
             shutil.move(workdir / DIRECTORY / str(bad), target)
+            say(f"moved the unreadable checkpoint of step {bad} to {target}")
 
 
 def saved_steps(workdir: Path) -> list[int]:

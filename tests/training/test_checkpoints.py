@@ -134,8 +134,10 @@ def test_unreadable_checkpoints_are_moved_not_deleted(workdir):
     file = largest_file(workdir / checkpoints.DIRECTORY / "50" / "state" / "d")
     damage(file, "garbage")
     state, step = restore(workdir, state_at(0), say=lambda line: None)
-    checkpoints.set_aside_after(workdir, step)
+    said = []
+    checkpoints.set_aside_after(workdir, step, say=said.append)
     moved = workdir / checkpoints.UNREADABLE / "50"
+    assert said == [f"moved the unreadable checkpoint of step 50 to {moved}"]
     assert largest_file(moved / "state" / "d").read_bytes().startswith(b"\x00garbage")
     saver = Checkpoints(workdir, keep=2)
     saver.save(50, state_at(50), 0.7)

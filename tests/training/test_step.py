@@ -157,8 +157,9 @@ def test_scan_takes_the_same_steps():
     assert int(together.step) == 3
 
 
-def test_shard_map_runs_the_same_step():
-    run = setup.set_up(tiny.config(num_devices=2))
+@pytest.mark.parametrize("variant", ["sam", "none"])
+def test_shard_map_runs_the_same_step(variant):
+    run = setup.set_up(tiny.config(num_devices=2, sam__variant=variant))
     by_pmap, _ = trained(run, steps=2)
     optimizer = make_optimizer(run.config, run.steps_per_epoch)
     step = make_train_step(
@@ -181,7 +182,6 @@ def test_shard_map_runs_the_same_step():
         mesh=Mesh(np.asarray(run.devices), ("batch",)),
         in_specs=(whole, split),
         out_specs=(whole, split),
-        check_vma=False,
     )
     by_shard_map, _ = jax.jit(sharded)((start(run), run.train_set), rows_of(run, steps=2))
     jax.tree.map(np.testing.assert_array_equal, by_shard_map.params, by_pmap.params)
