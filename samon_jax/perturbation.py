@@ -134,7 +134,11 @@ def perturbation(
 
 
 def variant(
-    name: str, rho: float | jax.Array | optax.Schedule, mask: Mask | PyTree = all_params
+    name: str,
+    rho: float | jax.Array | optax.Schedule,
+    mask: Mask | PyTree = all_params,
+    *,
+    eta: float | None = None,
 ) -> optax.GradientTransformation:
     """A published SAM variant by name, with the η and p of Table 9.
 
@@ -143,12 +147,13 @@ def variant(
         "fisher".
       rho: radius ρ >= 0 or an optax schedule. Each variant has its own scale: see Table 7.
       mask: as in `perturbation`.
+      eta: η instead of Table 9's, for the variants that have one.
 
     Returns:
       `perturbation(rho, mask=mask, ...)`.
 
     Raises:
-      UserError: the variant does not exist.
+      UserError: the variant does not exist, or `eta` is given and it has none.
 
     Example:
       >>> import samon_jax as samon
@@ -156,7 +161,12 @@ def variant(
     """
     if name not in _VARIANTS:
         raise UserError(f"variant={name!r} does not exist; choose one of {', '.join(VARIANTS)}")
-    return perturbation(rho, mask=mask, **_VARIANTS[name])
+    settings = dict(_VARIANTS[name])
+    if eta is not None:
+        if settings["operator"] not in ("elementwise", "fisher"):
+            raise UserError(f"eta={eta} has no effect on variant={name!r}; leave it out")
+        settings["eta"] = eta
+    return perturbation(rho, mask=mask, **settings)
 
 
 def _operate(

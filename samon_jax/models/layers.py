@@ -14,6 +14,10 @@ HE_NORMAL_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+# PyTorch's 0.1 in Flax's convention: running = 0.9 running + 0.1 batch.
+BATCH_NORM_MOMENTUM = 0.9
+
+
 def torch_bias(fan_in: int) -> Any:
     """Initializer of a bias as PyTorch's layers draw it: U(-1/√fan_in, 1/√fan_in)."""
     bound = fan_in**-0.5
@@ -81,7 +85,11 @@ def batch_norm(train: bool, *, dtype: Any, name: str) -> nn.BatchNorm:
       An unbound Flax module that keeps the shape [N, H, W, C].
     """
     return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
+        use_running_average=not train,
+        momentum=BATCH_NORM_MOMENTUM,
+        epsilon=1e-5,
+        dtype=dtype,
+        name=name,
     )
 
 

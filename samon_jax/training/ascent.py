@@ -8,8 +8,6 @@ import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 import samon_jax as samon
-from samon_jax.errors import UserError
-from samon_jax.perturbation import _VARIANTS
 from samon_jax.training.config import NO_PERTURBATION
 
 
@@ -45,10 +43,4 @@ def make_ascent(sam: ConfigDict | FrozenConfigDict) -> optax.GradientTransformat
     """
     if sam.variant == NO_PERTURBATION:
         return None
-    mask = make_mask(sam.mask)
-    if sam.eta is None:
-        return samon.variant(sam.variant, sam.rho, mask=mask)
-    settings = _VARIANTS[sam.variant]
-    if settings["operator"] not in ("elementwise", "fisher"):
-        raise UserError(f"sam.eta={sam.eta} has no effect on sam.variant={sam.variant!r}; use null")
-    return samon.perturbation(sam.rho, mask=mask, **(settings | {"eta": sam.eta}))
+    return samon.variant(sam.variant, sam.rho, mask=make_mask(sam.mask), eta=sam.eta)

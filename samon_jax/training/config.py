@@ -71,8 +71,8 @@ def default_config() -> ConfigDict:
     config.sam.eta = config_dict.placeholder(float)  # None = what Table 9 gives for the variant
     config.sam.mask = "only_norm"  # what is perturbed; see MASKS
     config.sam.m = 0  # examples that share one perturbation; 0 = the batch of a device
-    config.sam.start_epoch = 0  # perturb in epochs start <= epoch < stop, counted from 0
-    config.sam.stop_epoch = 0  # 0 = to the end
+    config.sam.start = 0  # perturb in epochs start <= epoch < stop, counted from 0
+    config.sam.stop = 0  # 0 = to the end
     config.sam.batch_stats = "clean"  # which pass feeds the running statistics: see BATCH_STATS
     config.sam.reuse_prefix = True  # second pass reuses what the perturbation cannot change
 
@@ -146,12 +146,12 @@ def _validate_sam(sam: ConfigDict, epochs: int) -> None:
         _require(config, "sam.eta", 0 <= sam.eta < math.inf, "a finite number >= 0")
     _validate_mask(sam.mask)
     _one_of(config, "sam.batch_stats", BATCH_STATS)
-    _require(config, "sam.start_epoch", 0 <= sam.start_epoch <= epochs, f"0 <= value <= {epochs}")
+    _require(config, "sam.start", 0 <= sam.start <= epochs, f"0 <= value <= {epochs}")
     _require(
         config,
-        "sam.stop_epoch",
-        sam.stop_epoch == 0 or sam.start_epoch <= sam.stop_epoch <= epochs,
-        f"0 (to the end) or {sam.start_epoch} <= value <= {epochs}",
+        "sam.stop",
+        sam.stop == 0 or sam.start <= sam.stop <= epochs,
+        f"0 (to the end) or {sam.start} <= value <= {epochs}",
     )
 
 

@@ -142,7 +142,7 @@ def _start_or_resume(run: Run, directory: Path) -> TrainState:
 
 
 def _perturbs(config: ConfigDict, epoch: int) -> bool:
-    return config.sam.start_epoch <= epoch < (config.sam.stop_epoch or config.epochs)
+    return config.sam.start <= epoch < (config.sam.stop or config.epochs)
 
 
 def _chunks(run: Run, position: int) -> Iterator[tuple[int, int]]:

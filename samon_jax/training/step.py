@@ -13,12 +13,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 import samon_jax as samon
 from samon_jax.data import augment
 from samon_jax.m_sharpness import vary
+from samon_jax.models.layers import BATCH_NORM_MOMENTUM
 from samon_jax.training.state import TrainState
 
 PyTree = Any
-
-# The momentum of every BatchNorm here, in Flax's convention: running = 0.9 running + 0.1 batch.
-BATCH_NORM_MOMENTUM = 0.9
 
 
 class Examples(NamedTuple):

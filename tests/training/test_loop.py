@@ -261,9 +261,9 @@ def test_divergence_is_noticed(tmp_path):
     ("sam", "perturbed"),
     [
         ({}, [0, 1, 2]),
-        ({"sam__start_epoch": 1}, [1, 2]),
-        ({"sam__stop_epoch": 2}, [0, 1]),
-        ({"sam__start_epoch": 1, "sam__stop_epoch": 2}, [1]),
+        ({"sam__start": 1}, [1, 2]),
+        ({"sam__stop": 2}, [0, 1]),
+        ({"sam__start": 1, "sam__stop": 2}, [1]),
     ],
 )
 def test_epochs_that_are_perturbed(sam, perturbed):
@@ -273,7 +273,7 @@ def test_epochs_that_are_perturbed(sam, perturbed):
 
 def test_start_epoch_uses_the_plain_gradient_before(finished, tmp_path):
     plain = loop.train(tiny.config(sam__variant="none"), tmp_path / "none")
-    loop.train(tiny.config(sam__start_epoch=1), tmp_path / "late")
+    loop.train(tiny.config(sam__start=1), tmp_path / "late")
     none, late = (workdir.read_metrics(tmp_path / name) for name in ("none", "late"))
     always = workdir.read_metrics(finished[0])
     assert late[0]["train_loss"] == pytest.approx(none[0]["train_loss"], rel=1e-4)
