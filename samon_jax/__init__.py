@@ -2,6 +2,7 @@
 
 from samon_jax.errors import UserError
 from samon_jax.gradient import value_and_grad
+from samon_jax.gsam import gsam, gsam_rho
 from samon_jax.labels import (
     all_params,
     label_params,
@@ -30,6 +31,8 @@ __all__ = [
     "UserError",
     "all_params",
     "fisher_information",
+    "gsam",
+    "gsam_rho",
     "label_module",
     "label_params",
     "no_norm",

@@ -1,7 +1,7 @@
 """The sharpness-aware `value_and_grad`: gradient at w, ascent step ε, gradient at w + ε."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,10 @@ import optax
 from samon_jax.errors import UserError
 from samon_jax.footprint import footprint
 from samon_jax.m_sharpness import AxisName, mean_over_groups, sharing, split_batch, vary
-from samon_jax.prefix import split
 from samon_jax.trees import flatten
+from samon_jax.two_passes import Leaves, two_passes
 
 PyTree = Any
-Leaves = list[jax.Array]
-LossFn = Callable[[Leaves], tuple[jax.Array, PyTree]]
 
 AUX_FROM = ("clean", "perturbed", "both")
 
@@ -30,6 +28,7 @@ def value_and_grad(
     batch_argnums: int | Sequence[int] = 0,
     reuse_prefix: bool = True,
     aux_from: str = "clean",
+    combine: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> Callable[..., tuple[Any, PyTree, PyTree]]:
     """Sharpness-aware drop-in for `jax.value_and_grad`.
 
@@ -59,6 +58,8 @@ def value_and_grad(
         same up to rounding.
       aux_from: which pass `aux` comes from: "clean" (at w), "perturbed" (at w + ε), or "both", a
         pair of them.
+      combine: turns the gradients at w and at w + ε into the descent gradient, for example
+        `gsam(alpha)`; None descends with the latter. It needs the whole gradient at w.
 
     Returns:
       A function `fn(params, ascent_state, *args, **kwargs) -> (value, grads, ascent_state)`.
@@ -102,6 +103,8 @@ def value_and_grad(
         batch = [args[i] for i in argnums] if m is not None else []
         parts, devices = sharing(m, batch, axis_name)
         moves, reads = footprint(ascent, ascent_state, params)
+        if combine is not None:
+            reads = [True] * len(leaves)
 
         def loss_and_aux(leaves: Leaves, batch: list[Any]) -> tuple[jax.Array, PyTree]:
             full = list(args)
@@ -144,122 +147,17 @@ def value_and_grad(
             means = [g.mean(0) if c else g for g, c in zip(grads, copied, strict=True)]
             return epsilon, update(means)[1]
 
-        losses, aux, grads, new_state = _two_passes(
-            losses_and_aux, copies, moves, reads, ascend, reuse_prefix
-        )
-        grads = [g.sum(0) if c else g for g, c in zip(grads, copied, strict=True)]
+        passes = two_passes(losses_and_aux, copies, moves, reads, ascend, reuse_prefix)
+        grads = [g.sum(0) if c else g for g, c in zip(passes.grads, copied, strict=True)]
+        if combine is not None:
+            clean = zip(passes.clean_grads, copied, strict=True)
+            clean_grads = [g.mean(0) if c else g for g, c in clean]
+            combined = combine(treedef.unflatten(clean_grads), treedef.unflatten(grads))
+            grads = treedef.flatten_up_to(combined)
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
-        loss = losses.mean()
-        chosen = {"clean": aux[0], "perturbed": aux[1], "both": aux}[aux_from]
-        return (loss, chosen) if has_aux else loss, treedef.unflatten(grads), new_state
+        loss = passes.losses.mean()
+        aux = {"clean": passes.aux[0], "perturbed": passes.aux[1], "both": passes.aux}[aux_from]
+        return (loss, aux) if has_aux else loss, treedef.unflatten(grads), passes.state
 
     return sharp_value_and_grad
-
-
-def _two_passes(
-    loss_fn: LossFn,
-    leaves: Leaves,
-    moves: list[bool],
-    reads: list[bool],
-    ascend: Callable[[Leaves], tuple[Leaves, PyTree]],
-    reuse_prefix: bool,
-) -> tuple[jax.Array, tuple[PyTree, PyTree], Leaves, PyTree]:
-    """Runs both passes.
-
-    Args:
-      loss_fn: the leaves to losses, [] or [parts], and aux.
-      leaves: the parameters w.
-      moves: which leaves `ascend` perturbs.
-      reads: which leaves' gradients `ascend` needs.
-      ascend: gradients at w to ε and the new state.
-      reuse_prefix: compute what the moved leaves cannot reach only once.
-
-    Returns:
-      Losses at w, aux at w and at w + ε, gradient at w + ε of the mean loss, and the new state.
-    """
-    fixed = [i for i, moved in enumerate(moves) if not moved]
-    staged = _stage(loss_fn, leaves, moves, reuse_prefix)
-
-    def prefix(fixed_leaves: Leaves) -> tuple[Leaves, Leaves]:
-        return staged.prefix(_replace(leaves, fixed, fixed_leaves))
-
-    flowing, pull_prefix, constant = jax.vjp(prefix, [leaves[i] for i in fixed], has_aux=True)
-
-    def gradient(
-        leaves: Leaves, wanted: list[int], scale: float
-    ) -> tuple[jax.Array, PyTree, Leaves]:
-        """Losses, aux, and the gradient of `scale` times their sum, 0 for unwanted leaves."""
-        through_prefix = not set(fixed).isdisjoint(wanted)
-
-        def suffix(wanted_leaves: Leaves, flowing: Leaves) -> tuple[jax.Array, PyTree]:
-            return staged.suffix(_replace(leaves, wanted, wanted_leaves), flowing, constant)
-
-        inputs = [leaves[i] for i in wanted]
-        grads = [jnp.zeros_like(leaf) for leaf in leaves]
-        if not through_prefix:
-            losses, pull, aux = jax.vjp(lambda x: suffix(x, flowing), inputs, has_aux=True)
-            (found,) = pull(jnp.full_like(losses, scale))
-            return losses, aux, _replace(grads, wanted, found)
-        losses, pull, aux = jax.vjp(suffix, inputs, flowing, has_aux=True)
-        found, found_flowing = pull(jnp.full_like(losses, scale))
-        grads = _replace(grads, wanted, found)
-        (found_fixed,) = pull_prefix(found_flowing)
-        for i, more in zip(fixed, found_fixed, strict=True):
-            if i in wanted:
-                grads[i] = grads[i] + more
-        return losses, aux, grads
-
-    everything = list(range(len(leaves)))
-    wanted = [i for i, read in enumerate(reads) if read] if any(moves) else everything
-    losses, aux, clean_grads = gradient(leaves, wanted, 1.0)
-    epsilon, state = ascend(clean_grads)
-    average = 1 / losses.size
-    if not any(moves):
-        return losses, (aux, aux), [g * average for g in clean_grads], state
-    perturbed = [
-        (leaf + step).astype(leaf.dtype) if moved else leaf
-        for leaf, step, moved in zip(leaves, epsilon, moves, strict=True)
-    ]
-    _, perturbed_aux, grads = gradient(perturbed, everything, average)
-    return losses, (aux, perturbed_aux), grads, state
-
-
-class _Staged(NamedTuple):
-    """A loss as `suffix(leaves, *prefix(leaves))`.
-
-    Attributes:
-      prefix: the leaves to interface values that gradients flow through, and the constant ones.
-      suffix: leaves and interface values to losses and aux.
-    """
-
-    prefix: Callable[[Leaves], tuple[Leaves, Leaves]]
-    suffix: Callable[[Leaves, Leaves, Leaves], tuple[jax.Array, PyTree]]
-
-
-def _stage(loss_fn: LossFn, leaves: Leaves, moves: list[bool], reuse_prefix: bool) -> _Staged:
-    found = None
-    if reuse_prefix and any(moves):
-        closed_jaxpr, shapes = jax.make_jaxpr(loss_fn, return_shape=True)(leaves)
-        found = split(closed_jaxpr, moves)
-    if found is None:
-        return _Staged(lambda leaves: ([], []), lambda leaves, *_: loss_fn(leaves))
-    parts, outputs = found, jax.tree.structure(shapes)
-
-    def prefix(leaves: Leaves) -> tuple[Leaves, Leaves]:
-        values = list(zip(parts.prefix(leaves), parts.differentiable, strict=True))
-        return [v for v, flows in values if flows], [v for v, flows in values if not flows]
-
-    def suffix(leaves: Leaves, flowing: Leaves, constant: Leaves) -> tuple[jax.Array, PyTree]:
-        sources = {True: iter(flowing), False: iter(constant)}
-        interface = [next(sources[flows]) for flows in parts.differentiable]
-        return jax.tree.unflatten(outputs, parts.suffix(leaves, interface))
-
-    return _Staged(prefix, suffix)
-
-
-def _replace(values: Sequence[Any], indices: Sequence[int], new: Sequence[Any]) -> list[Any]:
-    result = list(values)
-    for i, value in zip(indices, new, strict=True):
-        result[i] = value
-    return result
