@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 import samon_jax as samon
 from tests.reference import assert_close, data, is_norm, mlp, mlp_loss, two_passes
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 RHO = 0.4
 BOTH = {"batch_argnums": (0, 1)}
 

@@ -12,6 +12,8 @@ from samon_jax.inlining import evaluate, inline
 from samon_jax.prefix import split
 from tests.reference import assert_close, data, flat, mlp, mlp_loss, nested
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 PATHS = sorted(flat(mlp()))
 
 SELECTIONS = {
