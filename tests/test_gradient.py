@@ -392,8 +392,16 @@ def test_leaves_used_before_and_after_the_split():
 
 def test_unused_parameters_get_zeros():
     params, batch = mlp() | {"unused": {"kernel": jnp.ones((2, 2))}}, data(6)
-    for mask in (samon.only_norm, samon.all_params, samon.no_norm):
-        grads = sharp(mlp_loss, samon.perturbation(RHO, mask=mask), params, *batch)[1]
+
+    @jax.jit
+    def run(params, *batch):
+        ascents = [
+            samon.perturbation(RHO, mask=mask)
+            for mask in (samon.only_norm, samon.all_params, samon.no_norm)
+        ]
+        return [sharp(mlp_loss, ascent, params, *batch, jit=False)[1] for ascent in ascents]
+
+    for grads in run(params, *batch):
         np.testing.assert_array_equal(grads["unused"]["kernel"], 0)
 
 
@@ -468,6 +476,24 @@ def test_ascent_that_reads_all_gradients():
     expected = PLAIN_GRAD(perturbed, *batch)
     actual = sharp(mlp_loss, ascent, params, *batch)
     assert_close(actual[1], expected)
+
+
+def test_ascent_that_reads_one_gradient_upstream():
+    """ε of norm2 is scaled by the gradient of the first kernel, and no other is read."""
+
+    def update(grads, state, params=None):
+        epsilon = jax.tree.map(jnp.zeros_like, params)
+        epsilon["norm2"]["scale"] = grads["norm2"]["scale"] * jnp.sum(grads["a"]["kernel"])
+        return epsilon, state
+
+    ascent = optax.GradientTransformation(lambda params: (), update)
+    params, batch = mlp(), data(6)
+    clean = PLAIN_GRAD(params, *batch)
+    step = clean["norm2"]["scale"] * jnp.sum(clean["a"]["kernel"])
+    norm2 = params["norm2"] | {"scale": params["norm2"]["scale"] + step}
+    assert np.max(np.abs(step)) > 1e-3
+    actual = sharp(mlp_loss, ascent, params, *batch)
+    assert_close(actual[1], PLAIN_GRAD(params | {"norm2": norm2}, *batch))
 
 
 def test_ascent_whose_state_reads_all_gradients():
@@ -567,15 +593,22 @@ def test_bfloat16_compute_with_float32_parameters():
 
 
 def test_numpy_parameters_and_float64():
+    rng = np.random.default_rng(0)
+    params = {"dense": {"kernel": rng.normal(size=(3, 4))}, "norm": {"scale": rng.normal(size=4)}}
+
+    def loss_fn(params, x):
+        return jnp.sum((x @ params["dense"]["kernel"] * params["norm"]["scale"]) ** 2)
+
     with jax.enable_x64(True):
-        params = jax.tree.map(np.float64, mlp())
-        batch = jax.tree.map(np.float64, data(8))
-        actual = sharp(mlp_loss, ON, params, *batch, jit=False)
-        clean = PLAIN_GRAD(params, *batch)
-        epsilon = sam_epsilon(RHO, clean, is_norm)
-        expected = PLAIN_GRAD(jax.tree.map(np.add, params, epsilon), *batch)
-        assert_close(actual[1], expected, tolerance=1e-12)
-        assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(actual[1]))
+        x = rng.normal(size=(5, 3))
+        _, grads = sharp(loss_fn, ON, params, x, jit=False)
+    h, w = x @ params["dense"]["kernel"], params["norm"]["scale"]
+    clean = 2 * np.sum(h**2, 0) * w
+    moved = w + RHO * clean / np.linalg.norm(clean)
+    expected = {"dense": {"kernel": 2 * x.T @ (h * moved**2)}}
+    expected["norm"] = {"scale": 2 * np.sum(h**2, 0) * moved}
+    assert_close(grads, expected, tolerance=1e-12)
+    assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(grads))
 
 
 # Aux, and the libraries.
@@ -728,9 +761,10 @@ def test_equinox_partition():
     def loss_fn(params, x, y):
         return jnp.mean((jax.vmap(eqx.combine(params, static))(x) - y) ** 2)
 
+    gradient = jax.jit(jax.grad(loss_fn))
     loss, grads = sharp(loss_fn, ON, params, x, y)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
-    clean = jax.grad(loss_fn)(params, x, y)
+    clean = gradient(params, x, y)
     norm = clean.layers[1]
     length = np.sqrt(np.sum(np.float64(norm.weight) ** 2) + np.sum(np.float64(norm.bias) ** 2))
     perturbed = eqx.tree_at(
@@ -741,7 +775,7 @@ def test_equinox_partition():
             params.layers[1].bias + RHO / length * norm.bias,
         ),
     )
-    assert_close((loss, grads), (loss_fn(params, x, y), jax.grad(loss_fn)(perturbed, x, y)))
+    assert_close((loss, grads), (loss_fn(params, x, y), gradient(perturbed, x, y)))
 
 
 def test_tied_parameters():

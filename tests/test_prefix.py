@@ -219,3 +219,26 @@ def test_footprints():
     assert footprints(optax.masked(samon.perturbation(0.1), samon.only_norm))[0] == every
     assert footprints(optax.set_to_zero()) == (set(), set())
     assert footprints(optax.identity()) == (every, every)
+
+
+def test_effects_of_the_transform_are_read():
+    """What a transform prints counts as read, although ε does not depend on it."""
+    on = samon.perturbation(0.1, mask=samon.only_norm)
+
+    def update(grads, state, params=None):
+        jax.debug.print("{}", jnp.sum(grads["a"]["kernel"]))
+        return on.update(grads, state, params)
+
+    moves, reads = footprints(optax.GradientTransformation(on.init, update))
+    assert reads == moves | {"a/kernel"}
+
+
+def test_zero_divided_and_divided_by_zero():
+    def update(grads, state, params=None):
+        del params
+        zero = jnp.zeros(())
+        change = {"a/kernel": lambda g: zero / g, "b/kernel": lambda g: g / zero}
+        return nested({p: change.get(p, lambda g: g * 0)(g) for p, g in flat(grads).items()}), state
+
+    transform = optax.GradientTransformation(lambda params: (), update)
+    assert footprints(transform) == ({"b/kernel"}, {"b/kernel"})
