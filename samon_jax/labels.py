@@ -26,7 +26,7 @@ _LIBRARIES = frozenset({"flax", "haiku", "equinox"})
 
 _SCALES = frozenset({"scale", "gamma", "weight"})
 _BIASES = frozenset({"bias", "offset", "beta"})
-_BIAS_NAME = re.compile(r"(^|_)(b|bias|offset|beta)\d*$")
+_BIAS_NAME = re.compile(r"(^|_)(b|bias|offset|beta)\d*$|^bias_")
 _NORM_MODULE_NAME = re.compile(r"(^|[/_~])(batch|layer|group|instance|rms)_?norm(_?\d+)?$", re.I)
 
 

@@ -42,7 +42,8 @@ def test_other_examples_run(index):
     if "grads" in scope and "params" in scope:
         norms = [float(jnp.abs(g).sum()) for g in jax.tree.leaves(scope["grads"])]
         assert len(norms) == len(jax.tree.leaves(scope["params"]))
-        assert all(jnp.isfinite(jnp.array(norms))) and any(norms)
+        assert all(jnp.isfinite(jnp.array(norms)))
+        assert any(norms)
 
 
 def test_commands_make_their_own_environment():
@@ -63,7 +64,8 @@ def test_files_that_commands_and_links_name_exist():
 def test_ci_runs_the_readme_test_command():
     script = (ROOT / ".ci" / "run").read_text()
     find = re.search(r"\$\((grep .*README\.md)\)", script)
-    assert find and 'eval "$test_command"' in script
+    assert find
+    assert 'eval "$test_command"' in script
     found = subprocess.run(["bash", "-c", find[1]], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.strip() == COMMANDS[1]
 
