@@ -9,6 +9,7 @@ import optax
 
 from samon_jax.errors import UserError
 from samon_jax.footprint import footprint
+from samon_jax.labels import path_strings
 from samon_jax.m_sharpness import AxisName, mean_over_groups, sharing, split_batch, vary
 from samon_jax.trees import flatten
 from samon_jax.two_passes import Leaves, two_passes
@@ -25,7 +26,7 @@ def value_and_grad(
     has_aux: bool = False,
     axis_name: AxisName | None = None,
     m: int | None = None,
-    batch_argnums: int | Sequence[int] = 0,
+    batch_argnums: int | Sequence[int] | None = None,
     reuse_prefix: bool = True,
     aux_from: str = "clean",
     combine: Callable[[PyTree, PyTree], PyTree] | None = None,
@@ -53,9 +54,10 @@ def value_and_grad(
         are shared by the parts. If larger, it must be a multiple of the device's batch, and groups
         of neighbouring devices average their first gradient.
       batch_argnums: which of `args` hold examples on the leading axis of every leaf, counted from 0
-        after `params`; read only if `m` is given.
+        after `params`; read only if `m` is given. None is the only one there is.
       reuse_prefix: share what the perturbation cannot reach between the passes. The result is the
-        same up to rounding.
+        same up to rounding. If `ascent` or `combine` reads gradients of parameters in the shared
+        part (`optax.clip_by_global_norm` before the perturbation does), the first pass runs whole.
       aux_from: which pass `aux` comes from: "clean" (at w), "perturbed" (at w + ε), or "both", a
         pair of them.
       combine: turns the gradients at w and at w + ε into the descent gradient, for example
@@ -64,7 +66,8 @@ def value_and_grad(
     Returns:
       A function `fn(params, ascent_state, *args, **kwargs) -> (value, grads, ascent_state)`.
       `value` is the loss at w, or `(loss, aux)`; `grads` has the structure and dtypes of `params`;
-      `ascent_state` starts as `ascent.init(params)`.
+      `ascent_state` starts as `ascent.init(params)`; if it depends on gradients (momentum, say),
+      it is each device's own.
 
     Raises:
       UserError: an argument is not allowed, or `m` does not fit the batch and the devices.
@@ -86,21 +89,18 @@ def value_and_grad(
     """
     if aux_from not in AUX_FROM:
         raise UserError(f"aux_from={aux_from!r} must be one of {', '.join(AUX_FROM)}")
-    argnums = (batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums)
 
     def sharp_value_and_grad(
         params: PyTree, ascent_state: PyTree, *args: Any, **kwargs: Any
     ) -> tuple[Any, PyTree, PyTree]:
         leaves, treedef = flatten(params)
+        _check_leaves(params)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
         if axis_name is not None:
             leaves = [vary(leaf, axis_name) for leaf in leaves]
-            params = treedef.unflatten(leaves)
-        if m is not None and not all(-len(args) <= i < len(args) for i in argnums):
-            raise UserError(
-                f"batch_argnums={argnums} must name positional arguments after params; m={m} was "
-                f"given, and the call had {len(args)}"
-            )
-        batch = [args[i] for i in argnums] if m is not None else []
+        params = treedef.unflatten(leaves)
+        argnums = _argnums(batch_argnums, len(args), m)
+        batch = [args[i] for i in argnums]
         parts, devices = sharing(m, batch, axis_name)
         moves, reads = footprint(ascent, ascent_state, params)
         if combine is not None:
@@ -108,7 +108,7 @@ def value_and_grad(
 
         def loss_and_aux(leaves: Leaves, batch: list[Any]) -> tuple[jax.Array, PyTree]:
             full = list(args)
-            for i, part in zip(argnums, batch, strict=False):
+            for i, part in zip(argnums, batch, strict=True):
                 full[i] = part
             result = loss_fn(treedef.unflatten(leaves), *full, **kwargs)
             loss, aux = result if has_aux else (result, ())
@@ -161,3 +161,35 @@ def value_and_grad(
         return (loss, aux) if has_aux else loss, treedef.unflatten(grads), passes.state
 
     return sharp_value_and_grad
+
+
+def _argnums(
+    batch_argnums: int | Sequence[int] | None, count: int, m: int | None
+) -> tuple[int, ...]:
+    """Which of `count` positional arguments after the parameters `m` splits."""
+    if m is None:
+        return ()
+    if batch_argnums is None:
+        if count == 1:
+            return (0,)
+        raise UserError(
+            f"batch_argnums=None: with m={m} and {count} arguments after params, say which of "
+            "them hold examples, for example batch_argnums=(0, 1)"
+        )
+    argnums = (batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums)
+    if not all(-count <= i < count for i in argnums):
+        raise UserError(
+            f"batch_argnums={argnums} must name positional arguments after params; m={m} was "
+            f"given, and the call had {count}"
+        )
+    return argnums
+
+
+def _check_leaves(params: PyTree) -> None:
+    """Refuses parameters that have no real gradient, by name."""
+    for path, leaf in zip(path_strings(params), jax.tree.leaves(params), strict=True):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise UserError(
+                f"params {path or 'itself'} has dtype {jnp.result_type(leaf)}; parameters must be "
+                "real floating-point arrays"
+            )

@@ -37,8 +37,9 @@ def label_params(params: PyTree, *, norm_types: tuple[type, ...] = ()) -> PyTree
     `scale`/`bias` (Flax), `scale`/`offset` (Haiku), `weight`/`bias` of equal shape (Equinox,
     PyTorch names) or `gamma`/`beta`. BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and the
     norms of queries and keys in attention are found; weight norm, LayerScale's lone `gamma` and a
-    `scale` beside a kernel are not. Layers that appear in the pytree themselves (Equinox modules)
-    are recognized by type.
+    `scale` beside a kernel are not. Of a lone one-dimensional `scale` or `weight` the tree does not
+    tell more than that RMSNorm has one; ask `label_module` if your model has others. Layers that
+    appear in the pytree themselves (Equinox modules) are recognized by type.
 
     Args:
       params: pytree of arrays or `jax.ShapeDtypeStruct`s: a Linen or Haiku dict, an `nnx.State`,

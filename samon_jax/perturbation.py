@@ -17,8 +17,7 @@ PyTree = Any
 
 OPERATORS = ("identity", "elementwise", "layerwise", "fisher")
 
-# For optax.inject_hyperparams(samon.perturbation, static_args=samon.STATIC_ARGS): what is
-# structure, not a number.
+# For optax.inject_hyperparams(samon.perturbation, static_args=samon.STATIC_ARGS): all but ρ.
 STATIC_ARGS = ("operator", "p", "eta", "normalize_bias", "mask")
 
 # Table 9. It prints 1 + η for the biases of "el. ℓ2, orig."; section 3.2 and the ASAM paper use 1,
@@ -68,7 +67,8 @@ def perturbation(
     `adv_optimizer` of `optax.contrib.sam`, which subtracts, chain it with `optax.scale(-1)`.
 
     Args:
-      rho: radius ρ >= 0, or an optax schedule of the number of updates.
+      rho: radius ρ >= 0, or an optax schedule of the number of updates, whose values are not
+        checked.
       operator: "identity", "elementwise", "layerwise" or "fisher".
       p: 2 or `math.inf`.
       eta: η >= 0 of the elementwise and fisher operators.
@@ -106,7 +106,8 @@ def perturbation(
     ) -> tuple[PyTree, PerturbationState]:
         if params is None:
             raise UserError("params=None: samon_jax.perturbation needs the parameters in update")
-        radius = rho(state.count) if callable(rho) else rho
+        # An integer as wide as JAX allows: schedules divide it, and float64 needs float64 back.
+        radius = rho(state.count.astype(int)) if callable(rho) else rho
         selection = _evaluate_mask(mask, params)
         is_bias = jax.tree.map(
             lambda label: label in (BIAS, NORM_BIAS) and not normalize_bias, label_params(params)
@@ -220,14 +221,17 @@ def _check_arguments(rho: Any, operator: str, p: Any, eta: Any, mask: Any) -> No
     if traced:
         raise UserError(
             f"{' and '.join(traced)} must be known when the program is built, not a JAX array; "
-            "with optax.inject_hyperparams, pass static_args=samon_jax.STATIC_ARGS"
+            "with optax.inject_hyperparams(samon_jax.perturbation), pass "
+            "static_args=samon_jax.STATIC_ARGS"
         )
     if operator not in OPERATORS:
         raise UserError(
             f"operator={operator!r} does not exist; choose one of {', '.join(OPERATORS)}"
         )
     if p not in (2, math.inf):
-        raise UserError(f"p={p} is not supported; choose 2 or math.inf")
+        raise UserError(f"p={p!r} is not supported; choose 2 or math.inf")
+    if isinstance(mask, str):
+        raise UserError(f"mask={mask!r} must be a function such as samon_jax.only_norm, or a tree")
     check_radius("rho", rho)
     check_radius("eta", eta)
 
@@ -236,5 +240,10 @@ def check_radius(name: str, value: float | jax.Array | Callable[..., Any]) -> No
     """Raises a UserError unless `value` is finite and >= 0; schedules and traced values pass."""
     if callable(value) or isinstance(value, jax.core.Tracer):
         return
-    if not 0 <= float(value) < math.inf:
-        raise UserError(f"{name}={value} must be a finite number >= 0")
+    try:
+        allowed = 0 <= float(value) < math.inf
+    except (TypeError, ValueError):
+        allowed = False
+    if not allowed:
+        shown = repr(value) if isinstance(value, str) else value
+        raise UserError(f"{name}={shown} must be a finite number >= 0")

@@ -8,7 +8,6 @@ value in both: the *prefix* is computed once, and the *suffix* twice.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Var
 
 from samon_jax.inlining import Atom, Program, evaluate, inline, variables
@@ -22,14 +21,12 @@ class Split(NamedTuple):
       shared: equations of the prefix.
       repeated: equations of the suffix.
       interface: variables that the prefix hands to the suffix.
-      differentiable: for each of them, whether a gradient flows back through it to a parameter.
     """
 
     program: Program
     shared: list[JaxprEqn]
     repeated: list[JaxprEqn]
     interface: list[Var]
-    differentiable: list[bool]
 
     def prefix(self, leaves: Sequence[Any]) -> list[Any]:
         """Values of the interface; the perturbed entries of `leaves` are not read."""
@@ -62,13 +59,10 @@ def split(closed_jaxpr: Any, perturbed: Sequence[bool]) -> Split | None:
         return None
     program = inline(closed_jaxpr)
     reached = {v for v, moves in zip(program.inputs, perturbed, strict=True) if moves}
-    parametric = set(program.inputs)
     shared: list[JaxprEqn] = []
     repeated: list[JaxprEqn] = []
     for equation in program.equations:
         inputs = variables(equation.invars)
-        if not parametric.isdisjoint(inputs):
-            parametric.update(equation.outvars)
         if reached.isdisjoint(inputs):
             shared.append(equation)
         else:
@@ -81,11 +75,7 @@ def split(closed_jaxpr: Any, perturbed: Sequence[bool]) -> Split | None:
     interface = [v for v in dict.fromkeys(variables(read)) if v in made]
     if not interface:
         return None
-    differentiable = [
-        v in parametric and bool(jnp.issubdtype(v.aval.dtype, jnp.inexact))  # type: ignore[attr-defined]
-        for v in interface
-    ]
-    return Split(program, shared, repeated, interface, differentiable)
+    return Split(program, shared, repeated, interface)
 
 
 def _is_axis_use(effect: Any) -> bool:

@@ -49,89 +49,66 @@ def two_passes(
       ascend: gradients at w to ε and the new state.
       reuse_prefix: compute what the moved leaves cannot reach only once.
     """
-    fixed = [i for i, moved in enumerate(moves) if not moved]
-    staged = _stage(loss_fn, leaves, moves, reuse_prefix)
-
-    def prefix(fixed_leaves: Leaves) -> tuple[Leaves, Leaves]:
-        return staged.prefix(_replace(leaves, fixed, fixed_leaves))
-
-    flowing, pull_prefix, constant = jax.vjp(prefix, [leaves[i] for i in fixed], has_aux=True)
-
-    def gradient(
-        leaves: Leaves, wanted: list[int], scale: float
-    ) -> tuple[jax.Array, PyTree, Leaves]:
-        """Losses, aux, and the gradient of `scale` times their sum, 0 for unwanted leaves."""
-        through_prefix = not set(fixed).isdisjoint(wanted)
-
-        def suffix(wanted_leaves: Leaves, flowing: Leaves) -> tuple[jax.Array, PyTree]:
-            return staged.suffix(_replace(leaves, wanted, wanted_leaves), flowing, constant)
-
-        inputs = [leaves[i] for i in wanted]
-        grads = [jnp.zeros_like(leaf) for leaf in leaves]
-        if not through_prefix:
-            losses, pull, aux = jax.vjp(lambda x: suffix(x, flowing), inputs, has_aux=True)
-            (found,) = pull(jnp.full_like(losses, scale))
-            return losses, aux, _replace(grads, wanted, found)
-        losses, pull, aux = jax.vjp(suffix, inputs, flowing, has_aux=True)
-        found, found_flowing = pull(jnp.full_like(losses, scale))
-        grads = _replace(grads, wanted, found)
-        (found_fixed,) = pull_prefix(found_flowing)
-        for i, more in zip(fixed, found_fixed, strict=True):
-            if i in wanted:
-                grads[i] = grads[i] + more
-        return losses, aux, grads
-
-    everything = list(range(len(leaves)))
-    wanted = [i for i, read in enumerate(reads) if read] if any(moves) else everything
-    losses, aux, clean_grads = gradient(leaves, wanted, 1.0)
-    epsilon, state = ascend(clean_grads)
-    average = 1 / losses.size
     if not any(moves):
-        grads = [g * average for g in clean_grads]
+        losses, aux, clean_grads = _gradient(loss_fn, leaves, [True] * len(leaves))
+        _, state = ascend(clean_grads)
+        grads = [g / losses.size for g in clean_grads]
         return Passes(losses, (aux, aux), clean_grads, grads, state)
-    perturbed = [
-        (leaf + step).astype(leaf.dtype) if moved else leaf
-        for leaf, step, moved in zip(leaves, epsilon, moves, strict=True)
-    ]
-    _, perturbed_aux, grads = gradient(perturbed, everything, average)
-    return Passes(losses, (aux, perturbed_aux), clean_grads, grads, state)
+
+    prefix, suffix = _stage(loss_fn, leaves, moves, reuse_prefix)
+    # Gradients of leaves that act through the prefix need a first pass of their own through it.
+    inside_suffix = all(moved or not read for moved, read in zip(moves, reads, strict=True))
+
+    def perturbed_loss(leaves: Leaves) -> tuple[jax.Array, Passes]:
+        """The second pass, with the first one inside: gradients flow through the second alone."""
+        shared = prefix(leaves)
+        held, held_shared = jax.lax.stop_gradient((leaves, shared))
+        first = (lambda x: suffix(x, held_shared)) if inside_suffix else loss_fn
+        losses, aux, clean_grads = _gradient(first, held, reads)
+        epsilon, state = ascend(clean_grads)
+        moved = [
+            (leaf + jax.lax.stop_gradient(step)).astype(leaf.dtype) if moves_it else leaf
+            for leaf, step, moves_it in zip(leaves, epsilon, moves, strict=True)
+        ]
+        perturbed_losses, perturbed_aux = suffix(moved, shared)
+        passes = Passes(losses, (aux, perturbed_aux), clean_grads, [], state)
+        return perturbed_losses.mean(), passes
+
+    grads, passes = jax.grad(perturbed_loss, has_aux=True)(leaves)
+    return passes._replace(grads=grads)
 
 
-class _Staged(NamedTuple):
-    """A loss as `suffix(leaves, *prefix(leaves))`.
+def _gradient(
+    loss_fn: LossFn, leaves: Leaves, wanted: Sequence[bool]
+) -> tuple[jax.Array, PyTree, Leaves]:
+    """Losses, aux, and the gradient of the losses' sum by the wanted leaves, else zeros."""
+    chosen = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
 
-    Attributes:
-      prefix: the leaves to interface values that gradients flow through, and the constant ones.
-      suffix: leaves and interface values to losses and aux.
-    """
+    def summed(chosen: Leaves) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+        rest = iter(chosen)
+        full = [next(rest) if want else x for x, want in zip(leaves, wanted, strict=True)]
+        losses, aux = loss_fn(full)
+        return losses.sum(), (losses, aux)
 
-    prefix: Callable[[Leaves], tuple[Leaves, Leaves]]
-    suffix: Callable[[Leaves, Leaves, Leaves], tuple[jax.Array, PyTree]]
+    grads, (losses, aux) = jax.grad(summed, has_aux=True)(chosen)
+    found = iter(grads)
+    zeros = [next(found) if w else jnp.zeros_like(x) for x, w in zip(leaves, wanted, strict=True)]
+    return losses, aux, zeros
 
 
-def _stage(loss_fn: LossFn, leaves: Leaves, moves: list[bool], reuse_prefix: bool) -> _Staged:
+def _stage(
+    loss_fn: LossFn, leaves: Leaves, moves: list[bool], reuse_prefix: bool
+) -> tuple[Callable[[Leaves], list[Any]], Callable[..., tuple[jax.Array, PyTree]]]:
+    """The loss as `suffix(leaves, prefix(leaves))`, where the moved leaves cannot reach prefix."""
     found = None
-    if reuse_prefix and any(moves):
+    if reuse_prefix:
         closed_jaxpr, shapes = jax.make_jaxpr(loss_fn, return_shape=True)(leaves)
         found = split(closed_jaxpr, moves)
     if found is None:
-        return _Staged(lambda leaves: ([], []), lambda leaves, *_: loss_fn(leaves))
+        return lambda leaves: [], lambda leaves, shared: loss_fn(leaves)
     parts, outputs = found, jax.tree.structure(shapes)
 
-    def prefix(leaves: Leaves) -> tuple[Leaves, Leaves]:
-        values = list(zip(parts.prefix(leaves), parts.differentiable, strict=True))
-        return [v for v, flows in values if flows], [v for v, flows in values if not flows]
+    def suffix(leaves: Leaves, shared: list[Any]) -> tuple[jax.Array, PyTree]:
+        return jax.tree.unflatten(outputs, parts.suffix(leaves, shared))
 
-    def suffix(leaves: Leaves, flowing: Leaves, constant: Leaves) -> tuple[jax.Array, PyTree]:
-        sources = {True: iter(flowing), False: iter(constant)}
-        interface = [next(sources[flows]) for flows in parts.differentiable]
-        return jax.tree.unflatten(outputs, parts.suffix(leaves, interface))
-
-    return _Staged(prefix, suffix)
-
-
-def _replace(values: Sequence[Any], indices: Sequence[int], new: Sequence[Any]) -> list[Any]:
-    result = list(values)
-    for i, value in zip(indices, new, strict=True):
-        result[i] = value
-    return result
+    return parts.prefix, suffix

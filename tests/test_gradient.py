@@ -806,3 +806,36 @@ def test_errors():
             samon.perturbation(1.0, mask=samon.only_norm),
             {"w": jnp.ones(2)},
         )
+
+
+@pytest.mark.parametrize(
+    ("leaf", "dtype"), [(jnp.arange(3), "int32"), (jnp.ones(3, jnp.complex64), "complex64")]
+)
+def test_parameters_without_a_real_gradient_are_named(leaf, dtype):
+    fn = samon.value_and_grad(lambda p: jnp.sum(p["w"] ** 2), samon.perturbation(0.1))
+    params = {"w": jnp.ones(3), "table": {"index": leaf}}
+    with pytest.raises(samon.UserError, match=f"params table/index has dtype {dtype}"):
+        fn(params, samon.PerturbationState(jnp.int32(0)))
+
+
+def test_python_numbers_are_parameters_too():
+    ascent = samon.perturbation(0.1)
+    fn = samon.value_and_grad(lambda p: p["w"] ** 2, ascent)
+    state = ascent.init({"w": jnp.float32(3.0)})
+    assert float(fn({"w": 3.0}, state)[1]["w"]) == pytest.approx(2 * 3.1)
+
+
+@pytest.mark.parametrize("loss", [lambda p: jnp.int32(p["w"].sum()), lambda p: p["w"].sum() + 0j])
+def test_loss_must_be_real(loss):
+    ascent = samon.perturbation(0.1)
+    params = {"w": jnp.ones(3)}
+    with pytest.raises(TypeError):
+        samon.value_and_grad(loss, ascent)(params, ascent.init(params))
+
+
+def test_m_asks_which_arguments_hold_examples():
+    ascent = samon.perturbation(0.1)
+    params, x, y = {"w": jnp.ones(3)}, jnp.ones((4, 3)), jnp.ones(4)
+    fn = samon.value_and_grad(lambda p, x, y: jnp.mean((x @ p["w"] - y) ** 2), ascent, m=2)
+    with pytest.raises(samon.UserError, match=r"batch_argnums=None: with m=2 and 2 arguments"):
+        fn(params, ascent.init(params), x, y)

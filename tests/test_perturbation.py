@@ -336,3 +336,24 @@ def test_update_without_parameters():
     ascent = samon.variant("sam", RHO)
     with pytest.raises(samon.UserError, match="params=None"):
         ascent.update(tree(1), ascent.init(tree(0)))
+
+
+def test_schedule_in_float64_is_as_exact_as_a_number():
+    with jax.enable_x64(True):
+        params, grads = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 4.0])}
+        tx = samon.perturbation(optax.linear_schedule(0.1, 0.7, 30))
+        state = samon.PerturbationState(jnp.int32(7))
+        epsilon, _ = jax.jit(tx.update)(grads, state, params)
+        rho = 0.1 + 0.6 * 7 / 30
+        np.testing.assert_allclose(epsilon["w"], [rho * 0.6, rho * 0.8], rtol=1e-12)
+
+
+@pytest.mark.parametrize("rho", ["abc", None, [1.0, 2.0]])
+def test_rho_of_a_wrong_type(rho):
+    with pytest.raises(samon.UserError, match="rho="):
+        samon.perturbation(rho)
+
+
+def test_mask_by_name_is_refused():
+    with pytest.raises(samon.UserError, match="mask='only_norm' must be a function"):
+        samon.perturbation(0.1, mask="only_norm")

@@ -135,23 +135,6 @@ def test_nothing_to_share():
     assert split(closed, [True]) is None
 
 
-def test_differentiable_interface():
-    """Integers and what depends on no parameter carry no gradient across the border."""
-
-    def loss_fn(fixed, moved, x):
-        h = fixed * x
-        return jnp.sum(moved * h * (x + 1) * jnp.argmax(h))
-
-    closed = jax.make_jaxpr(loss_fn)(*[jnp.ones(3)] * 3)
-    found = split(closed, [False, True, False])
-    assert found is not None
-    kinds = dict(zip([str(v.aval) for v in found.interface], found.differentiable, strict=True))
-    assert kinds["float32[3]"] is True
-    closed = jax.make_jaxpr(lambda moved: jnp.sum(moved * jnp.argmax(jnp.arange(3.0) ** 2)))(1.0)
-    found = split(closed, [True])
-    assert found is None or not any(found.differentiable)
-
-
 def test_inlining_keeps_the_value():
     """Same function twice, constants, literals, arguments handed straight through, dropped ones."""
     constant = np.arange(3, dtype=np.float32)
@@ -242,3 +225,47 @@ def test_zero_divided_and_divided_by_zero():
 
     transform = optax.GradientTransformation(lambda params: (), update)
     assert footprints(transform) == ({"b/kernel"}, {"b/kernel"})
+
+
+def _power_iteration(kernel):
+    """A loop that reverse mode cannot differentiate."""
+
+    def body(carry):
+        step, v = carry
+        v = kernel.T @ (kernel @ v)
+        return step + 1, v / jnp.linalg.norm(v)
+
+    return jax.lax.while_loop(lambda c: c[0] < 3, body, (0, jnp.ones(kernel.shape[1])))[1]
+
+
+@pytest.mark.parametrize("use", ["aux", "stop_gradient"])
+@pytest.mark.parametrize("quantity", ["singular", "loop"])
+def test_shared_values_that_carry_no_gradient(use, quantity):
+    """√0 has an infinite derivative and a while loop none: neither may be asked for one."""
+
+    def loss_fn(params, x):
+        hidden = jnp.tanh(x @ params["dense"]["kernel"] + params["dense"]["bias"])
+        loss = jnp.mean((hidden * params["norm"]["scale"] - 1) ** 2)
+        if quantity == "singular":
+            value = jnp.sqrt(jnp.sum(params["dense"]["bias"] ** 2))
+        else:
+            value = _power_iteration(params["dense"]["kernel"]).sum()
+        if use == "aux":
+            return loss, value
+        return loss + jax.lax.stop_gradient(value * params["norm"]["scale"].sum()), ()
+
+    rng = np.random.default_rng(0)
+    params = {
+        "dense": {"kernel": jnp.float32(rng.normal(size=(3, 4))), "bias": jnp.zeros(4)},
+        "norm": {"scale": jnp.ones(4)},
+    }
+    x = jnp.float32(rng.normal(size=(8, 3)))
+    ascent = samon.variant("sam", 0.5, mask=samon.only_norm)
+    state = ascent.init(params)
+    _, grads, _ = jax.jit(samon.value_and_grad(loss_fn, ascent, has_aux=True))(params, state, x)
+    clean = jax.grad(loss_fn, has_aux=True)(params, x)[0]
+    epsilon, _ = ascent.update(clean, state, params)
+    want = jax.grad(loss_fn, has_aux=True)(jax.tree.map(jnp.add, params, epsilon), x)[0]
+    for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)

@@ -193,6 +193,7 @@ def _gradient(
         has_aux=True,
         axis_name=axis_name,
         m=sam.m or None,
+        batch_argnums=0,
         reuse_prefix=sam.reuse_prefix,
         aux_from="clean" if sam.batch_stats == "clean" else "both",
     )
