@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     setup.use_compilation_cache()
     setup.quiet_libraries()
     if arguments.mode == "eval":
-        evaluate_checkpoint(workdir, arguments.checkpoint)
+        evaluate_checkpoint(workdir, arguments.checkpoint, arguments.overrides)
     elif arguments.config.compare.seeds:
         compare(arguments.config, workdir)
     else:

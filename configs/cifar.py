@@ -3,9 +3,16 @@ r"""CIFAR-10 and CIFAR-100: Tables 1 and 10 of the SAM-ON paper (settings: appen
     python main.py --workdir=runs/wrn \
         --config=configs/cifar.py:dataset=cifar100,model=wrn-28-10,variant=layerwise_l2,mask=only_norm
 
-Any field can be overridden besides: --config.sam.rho=0.5.
+Vision Transformers with AdamW as in appendix A.1 (ρ: search space in Table 7):
+
+    python main.py --workdir=runs/vit \
+        --config=configs/cifar.py:model=vit-t,optimizer=adamw,variant=sam,mask=only_norm,rho=5
+
+Any field can be overridden besides: --config.sam.rho=0.5. Quote what the shell would change:
+--config='configs/cifar.py:mask=only_norm_in:stage[23]'.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,24 +39,40 @@ PUBLISHED_RHO: dict[tuple[str, str], tuple[float | None, float | None]] = {
 }
 DATASETS = ("cifar10", "cifar100")
 
+# What optimizer=<name> sets besides the name, unless another option says otherwise.
+# sgd: appendix A.1 for ResNets, as in default_config.
+# adamw: appendix A.1 for Vision Transformers; "the other settings remain unchanged".
+# lion: not used on CIFAR by the papers. Its authors (Chen et al. 2023, section 5) advise a learning
+# rate 3-10 times smaller and a weight decay 3-10 times larger than AdamW's, and b2 = 0.99.
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "sgd": {},
+    "adamw": {"lr": 1e-4, "batch_size": 64},
+    "lion": {"lr": 2e-5, "batch_size": 64, "weight_decay": 2.5e-3, "b2": 0.99},
+}
+
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "dataset": str,
     "model": str,
     "variant": str,
     "mask": str,
     "rho": float,
+    "optimizer": str,
+    "lr": float,
+    "weight_decay": float,
+    "batch_size": int,
     "epochs": int,
     "seed": int,
 }
 
 
 def published_rho(dataset: str, variant: str, mask: str) -> float:
-    """The ρ that the papers report results for.
+    """The ρ that the papers report results for, of ResNets.
 
     Args:
       dataset: "cifar10" or "cifar100".
       variant: name of a SAM variant.
-      mask: "all" or "only_norm".
+      mask: "all", "only_norm", or "only_norm_in:<regex>", for which it is that of "only_norm":
+        Figure 3 of the SAM-ON paper perturbs parts of the norm layers with the same variant.
 
     Raises:
       UserError: the papers mark none.
@@ -58,7 +81,8 @@ def published_rho(dataset: str, variant: str, mask: str) -> float:
       >>> published_rho("cifar100", "layerwise_l2", "only_norm")
       0.2
     """
-    rho = PUBLISHED_RHO.get((variant, mask), (None, None))[DATASETS.index(dataset)]
+    known_mask = mask.partition(":")[0].replace("only_norm_in", "only_norm")
+    rho = PUBLISHED_RHO.get((variant, known_mask), (None, None))[DATASETS.index(dataset)]
     if rho is None:
         raise UserError(
             f"rho is missing: the papers mark no value for dataset={dataset}, variant={variant}, "
@@ -72,7 +96,8 @@ def get_config(options: str = "") -> ConfigDict:
 
     Args:
       options: comma-separated `key=value` pairs; keys are dataset, model, variant, mask, rho,
-        epochs, seed. Without `rho`, the published one.
+        optimizer, lr, weight_decay, batch_size, epochs, seed. Without `rho`, the published one;
+        `optimizer` brings its own defaults, see `OPTIMIZERS`. A value may hold commas.
 
     Raises:
       UserError: an option is unknown or its value not allowed.
@@ -83,6 +108,16 @@ def get_config(options: str = "") -> ConfigDict:
     config.model = given.get("model", config.model)
     config.sam.variant = given.get("variant", config.sam.variant)
     config.sam.mask = given.get("mask", config.sam.mask)
+    config.optimizer.name = given.get("optimizer", config.optimizer.name)
+    if config.optimizer.name not in OPTIMIZERS:
+        raise UserError(
+            f"optimizer={config.optimizer.name!r} is not allowed; choose one of "
+            f"{', '.join(OPTIMIZERS)}"
+        )
+    settings = OPTIMIZERS[config.optimizer.name] | given
+    config.batch_size = settings.get("batch_size", config.batch_size)
+    for field in ("lr", "weight_decay", "b2"):
+        config.optimizer[field] = settings.get(field, config.optimizer[field])
     config.epochs = given.get("epochs", config.epochs)
     config.seed = given.get("seed", config.seed)
     if config.data.name not in DATASETS:
@@ -94,6 +129,11 @@ def get_config(options: str = "") -> ConfigDict:
         raise UserError(f"variant={config.sam.variant!r} is not allowed; choose one of {allowed}")
     if "rho" in given:
         config.sam.rho = given["rho"]
+    elif config.model.startswith("vit") and config.sam.variant != NO_PERTURBATION:
+        raise UserError(
+            f"rho is missing: the papers mark no value for model={config.model}; add rho=<number> "
+            "to the options (Table 7 lists what was tried)"
+        )
     elif config.sam.variant != NO_PERTURBATION:
         config.sam.rho = published_rho(config.data.name, config.sam.variant, config.sam.mask)
     return config
@@ -101,7 +141,8 @@ def get_config(options: str = "") -> ConfigDict:
 
 def _parse(options: str) -> dict[str, Any]:
     given: dict[str, Any] = {}
-    for pair in options.split(",") if options else ():
+    # Only a comma before the next key separates; others, as in a{1,2}, belong to the value.
+    for pair in re.split(r",(?=\w+=)", options) if options else ():
         key, _, value = pair.partition("=")
         if key not in _OPTIONS or not value:
             raise UserError(

@@ -35,12 +35,14 @@ def get_config(options: str = "") -> ConfigDict:
     if options == "compare":
         config.compare.seeds = 5
         with config.unlocked():
-            config.compare.methods = {
-                "SGD": {"variant": "none"},
-                "SAM-all": {"variant": "sam", "mask": "all", "rho": 0.1},
-                "SAM-ON": {"variant": "sam", "mask": "only_norm", "rho": 0.5},
-                "no-norm": {"variant": "sam", "mask": "no_norm", "rho": 0.1},
-            }
+            config.compare.methods.update(
+                {
+                    "SGD": {"variant": "none"},
+                    "SAM-all": {"variant": "sam", "mask": "all", "rho": 0.1},
+                    "SAM-ON": {"variant": "sam", "mask": "only_norm", "rho": 0.5},
+                    "no-norm": {"variant": "sam", "mask": "no_norm", "rho": 0.1},
+                }
+            )
     elif options:
         raise UserError(f"configs/digits.py:{options} does not exist; choose '' or 'compare'")
     return config

@@ -9,12 +9,15 @@ from samon_jax.training.config import validate
 
 def test_every_option_of_cifar_is_read():
     config = cifar.get_config(
-        "dataset=cifar10,model=resnet-56,variant=sam,mask=all,rho=0.7,epochs=3,seed=4"
+        "dataset=cifar10,model=resnet-56,variant=sam,mask=all,rho=0.7,epochs=3,seed=4,"
+        "optimizer=adamw,lr=0.002,weight_decay=0.03,batch_size=32"
     )
     assert config.data.name == "cifar10"
     assert config.model == "resnet-56"
     assert (config.sam.variant, config.sam.mask, config.sam.rho) == ("sam", "all", 0.7)
-    assert (config.epochs, config.seed) == (3, 4)
+    assert (config.epochs, config.seed, config.batch_size) == (3, 4, 32)
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adamw", 0.002, 0.03)
     validate(config, 1)
 
 
@@ -46,7 +49,34 @@ def test_published_rho(variant, mask, cifar10, cifar100):
             assert cifar.get_config(options).sam.rho == rho
 
 
-@pytest.mark.parametrize("mask", ["no_norm", "only_norm_in:stage3", "random:0.9"])
+# (lr, weight decay, b2, batch size): SGD and AdamW as in appendix A.1; Lion relative to AdamW.
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        ("sgd", (0.1, 5e-4, 0.999, 128)),
+        ("adamw", (1e-4, 5e-4, 0.999, 64)),
+        ("lion", (1e-4 / 5, 5 * 5e-4, 0.99, 64)),
+    ],
+)
+def test_optimizers_bring_their_settings(optimizer, settings):
+    config = cifar.get_config(f"model=vit-t,variant=none,optimizer={optimizer}")
+    chosen = config.optimizer
+    assert (chosen.lr, chosen.weight_decay, chosen.b2, config.batch_size) == settings
+    validate(config, 1)
+
+
+def test_the_published_rho_is_that_of_resnets():
+    with pytest.raises(UserError, match=r"rho is missing.*model=vit-t"):
+        cifar.get_config("model=vit-t")
+
+
+def test_a_value_may_hold_commas():
+    config = cifar.get_config("mask=only_norm_in:e{1,2}3,variant=sam")
+    assert (config.sam.mask, config.sam.variant) == ("only_norm_in:e{1,2}3", "sam")
+    assert config.sam.rho == 1.0  # of only_norm
+
+
+@pytest.mark.parametrize("mask", ["no_norm", "random:0.9"])
 def test_other_masks_need_a_rho(mask):
     with pytest.raises(UserError, match="rho is missing"):
         cifar.get_config(f"mask={mask}")
@@ -60,6 +90,6 @@ def test_plain_sgd_needs_no_rho():
 def test_digits_compares_four_methods_over_five_seeds():
     config = digits.get_config("compare")
     assert config.compare.seeds == 5
-    assert set(config.compare.methods) == {"SGD", "SAM-all", "SAM-ON", "no-norm"}
+    assert list(config.compare.methods) == ["SGD", "SAM-all", "SAM-ON", "no-norm"]
     validate(config, 1)
     assert digits.get_config().compare.seeds == 0

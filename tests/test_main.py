@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import main
+from samon_jax import data
 from samon_jax.training import flags
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +120,14 @@ def test_another_config_in_the_same_workdir(trained, capsys):
         ([f"{DIGITS}:fast"], ["fast", "compare"]),
         ([CIFAR, "--config.data.dir=/nowhere"], ["cifar100", "/nowhere"]),
         ([f"{CIFAR}:dataset=svhn"], ["svhn", "cifar10, cifar100"]),
+        ([f"{DIGITS}:compare", "--config.compare.seeds=-1"], ["compare.seeds=-1", ">= 0"]),
+        ([DIGITS, "--config.data.flip=maybe"], ["--config.data.flip=maybe", "true or false"]),
+        ([DIGITS, "--config.epochs=1e3"], ["--config.epochs=1e3", "an integer"]),
+        ([DIGITS, "--config.sam.rho=big"], ["--config.sam.rho=big", "a number"]),
+        ([DIGITS, "--config.sam.eta=0.1"], ["sam.eta=0.1", "'sam'"]),
+        ([DIGITS, "--config.data.crop_padding=1000000"], ["data.crop_padding=1000000", "8"]),
+        (["--config"], ["--config"]),
+        ([f"{CIFAR}:optimizer=adam"], ["optimizer='adam'", "adamw"]),
         ([f"{CIFAR}:speed=3"], ["speed=3", "dataset, model, variant"]),
         ([f"{CIFAR}:epochs=many"], ["epochs=many", "integer"]),
         ([f"{CIFAR}:variant=gsam"], ["gsam", "layerwise_l2"]),
@@ -129,6 +139,9 @@ def test_another_config_in_the_same_workdir(trained, capsys):
         ([DIGITS, "--speed=1"], ["speed"]),
         ([DIGITS, "train"], ["'train'"]),
         (["--mode=eval"], ["config.json is missing"]),
+        (["--mode=eval", DIGITS], ["digits.py is not allowed with --mode=eval", "data.dir"]),
+        (["--mode=eval", "--config.sam.rho=1"], ["--config.sam.rho", "--config.data.dir"]),
+        (["--mode=eval", "--config.speed=1"], ["--config.speed=1", "batch_size"]),
     ],
 )
 def test_each_mistake_is_one_line(tmp_path, capsys, arguments, words):
@@ -137,6 +150,63 @@ def test_each_mistake_is_one_line(tmp_path, capsys, arguments, words):
     for word in words:
         assert word in line
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1", ["get_config"]),
+        ("import nonexisting", ["ModuleNotFoundError", "'nonexisting'"]),
+        ("def get_config(): raise ValueError('two\\nlines')", ["ValueError: two lines"]),
+        ("def get_config(): return 3", ["int", "ConfigDict"]),
+        ("def get_config(", ["SyntaxError"]),
+        (
+            "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'lr': 1})",
+            ["batch_size", "default_config()"],
+        ),
+    ],
+)
+def test_a_config_file_that_is_none(tmp_path, capsys, text, words):
+    file = tmp_path / "own.py"
+    file.write_text(text)
+    for overrides in ([], ["--config.epochs=1"]):
+        line = fails_with_one_line(capsys, f"--config={file}", "--workdir=x", *overrides)
+        for word in (f"--config={file}: ", *words):
+            assert word in line
+
+
+def test_a_flag_in_place_of_a_value(capsys):
+    line = fails_with_one_line(capsys, "--config", "--workdir=x")
+    assert "--config is missing its value" in line
+    assert "'--workdir=x'" in line
+
+
+def test_workdir_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for mode in ([DIGITS], ["--mode=eval"]):
+        line = fails_with_one_line(capsys, *mode, f"--workdir={tmp_path / 'file'}")
+        assert line.startswith(f"error: workdir='{tmp_path / 'file'}'")
+        assert "not a directory" in line
+
+
+def test_eval_takes_data_from_elsewhere(trained, tmp_path, capsys, monkeypatch):
+    """The saved data.dir may be gone: the flag wins, then TFDS_DATA_DIR."""
+    workdir = tmp_path / "moved"
+    shutil.copytree(trained[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["dir"] = str(tmp_path / "gone")
+    (workdir / "config.json").write_text(json.dumps(config))
+    seen = []
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda name, path: seen.append(path) or load(name, path))
+    other = tmp_path / "other"
+    flags = ("--config.eval_batch_size=7", f"--config.data.dir={other}")
+    for arguments in ((), flags):
+        assert call("--mode=eval", f"--workdir={workdir}", *arguments) == 0
+    assert seen == [None, str(other)]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert not (tmp_path / "gone").exists()
 
 
 def test_workdir_is_needed(capsys):

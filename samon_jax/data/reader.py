@@ -7,7 +7,9 @@ and the help page can do without.
 import io
 import logging
 import os
+import shlex
 import shutil
+import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -45,10 +47,10 @@ def read_prepared(name: str, data_dir: Path) -> dict[str, Split]:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=data_dir)
-    # TFDS imports importlib_resources while it prepares, without depending on it.
+    python = shlex.quote(sys.executable)
     prepare = (
-        "pip install '.[prepare]' importlib_resources && "
-        'python -c "import tensorflow_datasets as tfds; '
+        f"{python} -m pip install '.[prepare]' && "
+        f'{python} -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record')"
         '.download_and_prepare()"'
     )

@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 import samon_jax as samon
+from samon_jax.errors import UserError
 from samon_jax.training.config import NO_PERTURBATION
 
 
@@ -43,4 +44,7 @@ def make_ascent(sam: ConfigDict | FrozenConfigDict) -> optax.GradientTransformat
     """
     if sam.variant == NO_PERTURBATION:
         return None
-    return samon.variant(sam.variant, sam.rho, mask=make_mask(sam.mask), eta=sam.eta)
+    try:
+        return samon.variant(sam.variant, sam.rho, mask=make_mask(sam.mask), eta=sam.eta)
+    except UserError as error:  # names an argument, which is the field of the same name
+        raise UserError(f"sam.{error}") from None

@@ -74,7 +74,10 @@ def eval_batches(
 
 
 def dispatch_length(setting: int, steps_per_epoch: int, platform: str) -> int:
-    """Steps per call of the compiled program: the largest divisor of an epoch within the setting.
+    """Steps per call of the compiled program; the last call of an epoch may have fewer.
+
+    A divisor of an epoch needs only one length to be compiled. If the largest one is less than half
+    of the setting, the setting itself is used, and the rest of an epoch is a second length.
 
     Args:
       setting: `config.steps_per_dispatch`; 0 = 1 on CPU (where XLA runs convolutions inside loops
@@ -83,11 +86,33 @@ def dispatch_length(setting: int, steps_per_epoch: int, platform: str) -> int:
       platform: "cpu", "gpu" or "tpu".
 
     Returns:
-      A divisor of `steps_per_epoch`.
+      The length, at most `steps_per_epoch`.
 
     Example:
-      >>> dispatch_length(0, 390, "gpu")
-      39
+      >>> dispatch_length(0, 390, "gpu"), dispatch_length(0, 97, "gpu")
+      (39, 50)
     """
-    limit = setting or (1 if platform == "cpu" else 50)
-    return max(n for n in range(1, min(limit, steps_per_epoch) + 1) if steps_per_epoch % n == 0)
+    limit = min(setting or (1 if platform == "cpu" else 50), steps_per_epoch)
+    divisor = max(n for n in range(1, limit + 1) if steps_per_epoch % n == 0)
+    return divisor if 2 * divisor >= limit else limit
+
+
+def chunks(length: int, position: int, steps_per_epoch: int) -> Iterator[tuple[int, int]]:
+    """Steps [start, stop) of each call in the rest of an epoch.
+
+    The boundaries do not depend on `position`, so that a resumed run rounds as one that was never
+    interrupted.
+
+    Args:
+      length: of a call, from `dispatch_length`.
+      position: steps of the epoch done already.
+      steps_per_epoch: steps in one epoch.
+
+    Example:
+      >>> list(chunks(4, 4, 10))
+      [(4, 8), (8, 10)]
+    """
+    while position < steps_per_epoch:
+        stop = min(position - position % length + length, steps_per_epoch)
+        yield position, stop
+        position = stop

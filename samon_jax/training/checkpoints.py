@@ -1,10 +1,12 @@
 """Checkpoints: the newest few and the best, each with a checksum, written in the background."""
 
+import contextlib
 import json
 import os
 import shutil
+import textwrap
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import tensorstore as ts
 from orbax.checkpoint import checkpoint_managers as policies
 
 from samon_jax.errors import UserError
+from samon_jax.training.workdir import writing
 
 PyTree = Any
 
@@ -38,6 +41,10 @@ def checksum(tree: PyTree) -> int:
         crc = zlib.crc32(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode(), crc)
         crc = zlib.crc32(array.tobytes(), crc)
     return crc
+
+
+class UnreadableError(UserError):
+    """There are checkpoints, but none that was asked for can be read."""
 
 
 class Checkpoints:
@@ -66,7 +73,9 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager((workdir / DIRECTORY).absolute(), options=options)
+        self._directory = workdir / DIRECTORY
+        with self._writing():
+            self._manager = ocp.CheckpointManager(self._directory.absolute(), options=options)
 
     def save(self, step: int, state: PyTree, test_accuracy: float | None = None) -> None:
         """Copies the state to the host and writes it in the background.
@@ -75,31 +84,50 @@ class Checkpoints:
           step: steps done; a step that is saved already is left alone.
           state: pytree of arrays.
           test_accuracy: in [0, 1]; None in the middle of an epoch.
+
+        Raises:
+          UserError: this checkpoint or the one before cannot be written, as on a full disk.
         """
         if step in self._manager.all_steps():
             return
         state = jax.tree.map(np.asarray, jax.device_get(state))
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                checksum=ocp.args.JsonSave({"crc32": checksum(state), METRIC: test_accuracy}),
-            ),
-            metrics=None if test_accuracy is None else {METRIC: test_accuracy},
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    checksum=ocp.args.JsonSave({"crc32": checksum(state), METRIC: test_accuracy}),
+                ),
+                metrics=None if test_accuracy is None else {METRIC: test_accuracy},
+            )
 
     def newest_step(self) -> int | None:
         """Step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     def wait(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on disk; UserError if something cannot be written."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until everything is on disk, and ends the background threads."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with self._writing():
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns whatever Orbax raises when it cannot write into one line."""
+        try:
+            yield
+        except Exception as error:  # OSError, or TensorStore's ValueError
+            # TensorStore says at the very end what the operating system said.
+            cause = error.strerror if isinstance(error, OSError) else str(error).rsplit(": ", 1)[-1]
+            reason = textwrap.shorten(cause or type(error).__name__, 200)
+            raise UserError(f"{self._directory} cannot be written: {reason}") from None
 
 
 def restore(
@@ -117,7 +145,8 @@ def restore(
       The state as NumPy arrays and its step, or None if there is no checkpoint.
 
     Raises:
-      UserError: there are checkpoints, but none can be read; or "best", and none was evaluated.
+      UnreadableError: there are checkpoints, but none can be read; or "best", and none was
+        evaluated.
     """
     steps = saved_steps(workdir)
     if not steps:
@@ -142,10 +171,7 @@ def restore(
             )
         return state, step
     tried = ", ".join(f"step {step}: {reason}" for step, reason in failures) or "none was evaluated"
-    raise UserError(
-        f"no {which} checkpoint in {workdir / DIRECTORY} is readable ({tried}); "
-        "start again in another --workdir"
-    )
+    raise UnreadableError(f"no {which} checkpoint in {workdir / DIRECTORY} is readable ({tried})")
 
 
 def set_aside_after(workdir: Path, step: int, say: Callable[[str], None] = print) -> None:
@@ -153,18 +179,19 @@ def set_aside_after(workdir: Path, step: int, say: Callable[[str], None] = print
 
     Args:
       workdir: of the run.
-      step: of the newest readable checkpoint; the run will write the later ones anew.
+      step: of the newest readable checkpoint, or -1; the run will write the later ones anew.
       say: receives one line for every checkpoint moved.
     """
     for bad in saved_steps(workdir):
         if bad > step:
             target = workdir / UNREADABLE / str(bad)
-            target.parent.mkdir(exist_ok=True)
             number = 1
             while target.exists():
                 target = target.with_name(f"{bad}-{number}")
                 number += 1
-            shutil.move(workdir / DIRECTORY / str(bad), target)
+            with writing(target):
+                target.parent.mkdir(exist_ok=True)
+                shutil.move(workdir / DIRECTORY / str(bad), target)
             say(f"moved the unreadable checkpoint of step {bad} to {target}")
 
 

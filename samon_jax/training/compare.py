@@ -9,12 +9,14 @@ from ml_collections import ConfigDict
 
 from samon_jax.errors import UserError
 from samon_jax.training import loop, plots, workdir
+from samon_jax.training.reporting import say
 from samon_jax.training.setup import resolve
 
 
 def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
-    """Trains `config.compare.methods` with seeds 0, 1, ... into directory/<method>/seed<k>.
+    """Trains `config.compare.methods` with the seeds `config.seed`, `config.seed` + 1, ...
 
+    The run of seed k goes to directory/<method>/seed<k>.
     Runs that are finished are read, not repeated, so an interrupted comparison continues.
 
     Args:
@@ -27,23 +29,25 @@ def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
     Raises:
       UserError: as `loop.train`, or a method names an unknown field.
     """
+    resolve(config)
     configs = {name: _of_method(config, name) for name in config.compare.methods}
     if not configs:
         raise UserError("compare.methods is empty; name at least one method")
     for method in configs.values():
         resolve(method)
     accuracies: dict[str, list[float]] = {name: [] for name in configs}
-    for seed in range(config.compare.seeds):
+    for seed in range(config.seed, config.seed + config.compare.seeds):
         for name, method in configs.items():
             method.seed = seed
-            print(f"{name}, seed {seed}", flush=True)
+            say(f"{name}, seed {seed}")
             summary = loop.train(method, directory / name / f"seed{seed}")
             accuracies[name].append(summary["test_accuracy"])
     table = markdown_table(accuracies)
     workdir.write_text(directory / "compare.md", table)
     workdir.write_json(directory / "compare.json", _statistics(accuracies))
-    plots.comparison(accuracies, directory / "compare.png")
-    print(table)
+    with workdir.writing(directory / "compare.png"):
+        plots.comparison(accuracies, directory / "compare.png")
+    say(table)
     return accuracies
 
 

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 import samon_jax as samon
-from samon_jax import models
+from samon_jax import data, models
 from samon_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
@@ -17,9 +17,14 @@ SCHEDULES = ("cosine", "constant")
 BATCH_STATS = ("clean", "perturbed", "both")
 MASKS = ("all", "only_norm", "no_norm", "only_norm_in:<regex>", "random:<sparsity>")
 NO_PERTURBATION = "none"
+_MISSING = object()
 
-# These fields change where things lie or what is shown, never a number that is computed.
-REPORTING_FIELDS = ("data.dir", "log.", "checkpoint.", "steps_per_dispatch", "eval_batch_size")
+# These fields say where things lie, what is kept and what is shown. A run may continue with other
+# values; every other field belongs to the identity of the run. That includes steps_per_dispatch
+# and eval_batch_size: programs of another size round differently.
+REPORTING_FIELDS = ("data.dir", "log.", "checkpoint.")
+# What --mode=eval can override.
+EVAL_FIELDS = ("data.dir", "eval_batch_size")
 
 
 def default_config() -> ConfigDict:
@@ -50,7 +55,9 @@ def default_config() -> ConfigDict:
     config.data.flip = True  # mirror every second image, left to right
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # "sgd", "adamw" or "lion"
+    # "sgd", "adamw" or "lion". Changes nothing else: lr, weight_decay and b2 below are sgd's, or
+    # optax's; the option optimizer= of configs/cifar.py sets them as well.
+    config.optimizer.name = "sgd"
     config.optimizer.lr = 0.1  # A.1; the largest learning rate of the schedule
     config.optimizer.momentum = 0.9  # A.1; of sgd
     config.optimizer.b1 = 0.9  # of adamw and lion
@@ -66,7 +73,9 @@ def default_config() -> ConfigDict:
     config.schedule.end_lr = 0.0  # learning rate after the cosine
 
     config.sam = ConfigDict()
-    config.sam.variant = "layerwise_l2"  # a name that samon_jax.variant knows, or "none": plain
+    # A name that samon_jax.variant knows, or "none": the plain gradient, for which all other fields
+    # of this section have no effect.
+    config.sam.variant = "layerwise_l2"
     config.sam.rho = 0.2  # radius of the perturbation; each variant has its own scale (Table 7)
     config.sam.eta = config_dict.placeholder(float)  # None = what Table 9 gives for the variant
     config.sam.mask = "only_norm"  # what is perturbed; see MASKS
@@ -85,9 +94,35 @@ def default_config() -> ConfigDict:
     config.log.tensorboard = True
 
     config.compare = ConfigDict()
-    config.compare.seeds = 0  # > 0: train every method with seeds 0, 1, ... and compare them
-    config.compare.methods = ConfigDict()  # name: the fields of `sam` in which the method differs
+    # > 0: train every method with so many seeds (seed, seed + 1, ...) and compare them.
+    config.compare.seeds = 0
+    # name: the fields of `sam` in which the method differs; methods.update(...) keeps their order.
+    config.compare.methods = ConfigDict(sort_keys=False)
     return config.lock()
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Checks that every field of `default_config` is there and has its type.
+
+    Args:
+      config: made by anyone.
+
+    Raises:
+      UserError: names the fields that are missing, or the first one of another type.
+    """
+    missing = [field for field, _ in _fields(default_config()) if _get(config, field) is _MISSING]
+    if missing:
+        shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if missing[6:] else "")
+        raise UserError(
+            f"the config lacks the fields {shown}; begin with "
+            "config = samon_jax.training.config.default_config()"
+        )
+    for field, default in _fields(default_config()):
+        value = _get(config, field)
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if default is not None and not isinstance(value, wanted):
+            kind = type(default).__name__
+            raise UserError(f"{field}={value!r} is not allowed; it must be of type {kind}")
 
 
 def validate(config: ConfigDict, num_devices: int) -> None:
@@ -100,7 +135,10 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     Raises:
       UserError: the first field that is not allowed, with its value and what is.
     """
+    check_fields(config)
     _require(config, "seed", 0 <= config.seed < 2**32, "0 <= seed < 2**32")
+    last_seed = config.seed + max(config.compare.seeds - 1, 0)
+    _require(config, "compare.seeds", last_seed < 2**32, "such that seed + seeds <= 2**32")
     _one_of(config, "dtype", DTYPES)
     for field in (
         "epochs",
@@ -126,14 +164,15 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _require(config, "optimizer.lr", 0 < config.optimizer.lr < math.inf, "a finite number > 0")
     for field in ("label_smoothing", "optimizer.momentum", "optimizer.b1", "optimizer.b2"):
         _require(config, field, 0 <= _get(config, field) < 1, "0 <= value < 1")
+    _one_of(config, "data.name", data.names())
     _one_of(config, "optimizer.name", OPTIMIZERS)
     _one_of(config, "schedule.name", SCHEDULES)
-    _require(
-        config,
-        "schedule.warmup_epochs",
-        config.schedule.warmup_epochs + config.schedule.cooldown_epochs <= config.epochs,
-        f"with cooldown_epochs={config.schedule.cooldown_epochs} at most epochs={config.epochs}",
-    )
+    warmup, cooldown = config.schedule.warmup_epochs, config.schedule.cooldown_epochs
+    if warmup + cooldown > config.epochs:
+        raise UserError(
+            f"schedule.warmup_epochs={warmup} and schedule.cooldown_epochs={cooldown} are not "
+            f"allowed; their sum must be at most epochs={config.epochs}"
+        )
     _validate_sam(config.sam, config.epochs)
     models.create(config.model, num_classes=10)
     _validate_batch(config, num_devices)
@@ -195,9 +234,20 @@ def _validate_batch(config: ConfigDict, num_devices: int) -> None:
         )
 
 
+def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield f"{prefix}{name}", value
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _get(config: ConfigDict, field: str) -> Any:
     value = config
     for name in field.split("."):
+        if not isinstance(value, ConfigDict) or name not in value:
+            return _MISSING
         value = value[name]
     return value
 

@@ -3,12 +3,17 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from samon_jax.errors import UserError
+from samon_jax.training.config import EVAL_FIELDS, check_fields, default_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +23,15 @@ class Arguments:
     Attributes:
       mode: "train" or "eval".
       workdir: work directory.
-      config: complete config; an empty one in mode "eval".
+      config: complete config; in mode "eval", the default one with the overrides.
+      overrides: the fields given as --config.<field>, for mode "eval".
       checkpoint: "best" or "newest", for mode "eval".
     """
 
     mode: str
     workdir: str
     config: ConfigDict
+    overrides: Mapping[str, Any]
     checkpoint: str
 
 
@@ -42,37 +49,74 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Arguments:
       UserError: a flag, the config file or an override is wrong.
       SystemExit: after --help.
     """
-    values = _define(argv)
+    values = _define()
     if {"--help", "-h", "-help"} & set(argv[1:]):
         print(f"{usage or ''}\n{values.main_module_help()}{values.get_help()}")
         sys.exit(0)
     try:
-        rest = values(list(argv))
-        config = values.config if values["config"].present else None
-        if config is not None and not isinstance(config, ConfigDict):
-            raise UserError(f"--config={_given(argv, 'config')}: get_config returned no ConfigDict")
-    except UserError:
-        raise
-    except Exception as error:  # absl, ml_collections and the config file each raise their own
-        raise UserError(_one_line(error, argv)) from None
-    if len(rest) > 1:
-        raise UserError(f"argument {rest[1]!r} is not allowed; flags start with --")
-    if values.mode == "train" and config is None:
+        # What is left are the overrides, whose fields only the config file tells.
+        program, *rest = values(list(argv), known_only=True)
+    except flags.Error as error:
+        raise UserError(_one_line(error)) from None
+    for name in ("config", "workdir"):
+        if (values[name].value or "").startswith("-"):
+            raise UserError(f"--{name} is missing its value; {values[name].value!r} is a flag")
+    if values.mode == "eval":
+        config = default_config()
+    elif values.config:
+        config = load_config(values.config)
+    else:
         raise UserError("--config is missing, for example --config=configs/digits.py")
+    overrides = _override(config, [program, *rest])
+    if values.mode == "eval":
+        _check_eval(values.config, overrides)
     if not values.workdir:
         raise UserError("--workdir is missing; it names the folder that receives the results")
-    return Arguments(values.mode, values.workdir, config or ConfigDict(), values.checkpoint)
+    return Arguments(values.mode, values.workdir, config, overrides, values.checkpoint)
 
 
-def _define(argv: Sequence[str]) -> flags.FlagValues:
+def load_config(argument: str) -> ConfigDict:
+    """Runs a config file.
+
+    Args:
+      argument: its path and, after a colon, options for its `get_config`.
+
+    Returns:
+      The config, locked.
+
+    Raises:
+      UserError: there is no such file, or whatever it raised, in one line.
+    """
+    path, colon, options = argument.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--config={argument}: there is no file {path!r}")
+    try:
+        loader = SourceFileLoader("_samon_jax_config", path)
+        module = module_from_spec(spec_from_loader(loader.name, loader))  # type: ignore[arg-type]
+        sys.modules[loader.name] = module  # dataclasses look their module up there
+        loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError("it defines no get_config()")
+        config = module.get_config(options) if colon else module.get_config()
+        if not isinstance(config, ConfigDict):
+            raise UserError(f"get_config returned a {type(config).__name__}, not a ConfigDict")
+        check_fields(config)
+    except UserError as error:
+        raise UserError(f"--config={argument}: {error}") from None
+    except Exception as error:  # anything can happen in somebody's file
+        text = " ".join(str(error).split())
+        raise UserError(f"--config={argument}: {type(error).__name__}: {text}") from None
+    return config.lock()
+
+
+def _define() -> flags.FlagValues:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        help_string="Config file, with options after a colon.",
-        flag_values=values,
-        sys_argv=list(argv),  # of the overrides --config.<field>
-    )
-    flags.DEFINE_string("workdir", None, "Folder of the results.", flag_values=values)
+    values.set_gnu_getopt()  # flags may come after anything
+    for name, text in (
+        ("config", "Config file, with options after a colon; --config.<field>=<value> overrides."),
+        ("workdir", "Folder of the results."),
+    ):
+        flags.DEFINE_string(name, None, text, flag_values=values)
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.", flag_values=values)
     flags.DEFINE_enum(
         "checkpoint", "newest", ["best", "newest"], "Which one eval reads.", flag_values=values
@@ -80,39 +124,55 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
     return values
 
 
-def _one_line(error: Exception, argv: Sequence[str]) -> str:
-    path = _given(argv, "config")
-    if isinstance(error, AttributeError | KeyError) and path is not None:
-        return _unknown_field(path, argv) or f"--config={path}: {error}"
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if len(lines) == 1:
-        return lines[0]
-    if isinstance(error, OSError):
-        return f"--config={path} cannot be loaded: {lines[-1]}"
-    # The config file raised; ml_collections quotes its traceback.
-    return re.sub(r"^samon_jax\.errors\.UserError: ", "", lines[-1])
-
-
-def _unknown_field(path: str, argv: Sequence[str]) -> str | None:
-    """Names the override that does not exist, and the fields beside it."""
-    only_config = [argv[0], f"--config={path}"]
-    values = _define(only_config)
-    values(only_config)
+def _override(config: ConfigDict, argv: Sequence[str]) -> dict[str, Any]:
+    """Applies the overrides to the config and returns them; `argv` holds nothing else."""
     for argument in argv[1:]:
-        match = re.match(r"--?config\.([\w.]+)", argument)
-        node = values.config
-        for name in match.group(1).split(".") if match else ():
-            if not isinstance(node, ConfigDict) or name not in node:
-                allowed = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "none"
-                return f"{argument}: unknown field {name!r}; the fields there are {allowed}"
-            node = node[name]
-    return None
+        _check_field_exists(config, argument)
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(argv))
+        rest = values(list(argv))
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(_one_line(error)) from None
+    if len(rest) > 1:
+        raise UserError(f"argument {rest[1]!r} is not allowed; flags start with --")
+    return config_flags.get_override_values(values["config"])
 
 
-def _given(argv: Sequence[str], flag: str) -> str | None:
-    for position, argument in enumerate(argv):
-        if re.fullmatch(rf"--?{flag}", argument) and position + 1 < len(argv):
-            return argv[position + 1]
-        if match := re.match(rf"--?{flag}=(.*)", argument):
-            return match.group(1)
-    return None
+def _check_field_exists(config: ConfigDict, argument: str) -> None:
+    """Names the override that does not exist, and the fields beside it."""
+    match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+    node: Any = config
+    for name in match.group(1).split(".") if match else ():
+        if not isinstance(node, ConfigDict) or name not in node:
+            allowed = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "none"
+            raise UserError(f"{argument}: unknown field {name!r}; the fields there are {allowed}")
+        node = node[name]
+
+
+def _check_eval(config: str | None, overrides: Mapping[str, Any]) -> None:
+    refused = [f"--config={config}"] if config else []
+    refused += [f"--config.{field}" for field in overrides if field not in EVAL_FIELDS]
+    if refused:
+        allowed = " and ".join(f"--config.{field}" for field in EVAL_FIELDS)
+        raise UserError(
+            f"{refused[0]} is not allowed with --mode=eval, which reads the config of the run from "
+            f"its --workdir; only {allowed} can be given"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    """What absl says, in the words of the other messages."""
+    kinds = {
+        "Non-boolean argument": "true or false",
+        "invalid literal for int": "an integer",
+        "could not convert string to float": "a number",
+    }
+    text = " ".join(str(error).split())
+    if match := re.match(r"flag (--.*?=.*?): (.*)", text):
+        given, reason = match.groups()
+        for start, kind in kinds.items():
+            if start in reason:
+                return f"{given} is not allowed; it must be {kind}"
+        return f"{given} is not allowed; {reason}"
+    return text

@@ -21,7 +21,7 @@ from samon_jax.training.checkpoints import Checkpoints
 from samon_jax.training.evaluate import evaluate
 from samon_jax.training.flops import flops_per_step
 from samon_jax.training.optimizers import make_schedule
-from samon_jax.training.reporting import Reporter
+from samon_jax.training.reporting import Reporter, say
 from samon_jax.training.setup import Run, set_up
 from samon_jax.training.state import TrainState
 from samon_jax.training.step import StepMetrics
@@ -36,8 +36,10 @@ def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
       config: a complete config.
       directory: work directory. Afterwards it holds config.json, metrics.jsonl (one object per
         epoch: `epoch`, `step`, `train_loss` (label-smoothed, nats), `train_accuracy`, `test_loss`
-        (nats), `test_accuracy`, `learning_rate`, `examples_per_second`, `seconds`), summary.json,
-        checkpoints, TensorBoard events and two plots.
+        (nats), `test_accuracy`, `learning_rate`, `examples_per_second` (null if the line had to be
+        measured again), `seconds`), summary.json,
+        checkpoints, TensorBoard events and two plots. `seconds` counts from the start of the run,
+        without the time it lay still and without the part of an epoch that an interruption cost.
 
     Returns:
       The content of summary.json.
@@ -51,7 +53,7 @@ def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
     config = run.config
     workdir.claim(directory, config)
     if summary := workdir.read_json(directory / workdir.SUMMARY):
-        print(
+        say(
             f"{directory} is finished: test accuracy {100 * summary['test_accuracy']:.2f} % after "
             f"{summary['steps']} steps"
         )
@@ -60,12 +62,22 @@ def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
     state = _start_or_resume(run, directory)
     step = int(state.step)
     records = workdir.trim_metrics(directory, step)
+    if _lacks_record(records, step, run.steps_per_epoch):
+        say(f"the line of step {step} is missing in {workdir.METRICS}: evaluating again")
+        times = {
+            "examples_per_second": None,
+            "seconds": records[-1]["seconds"] if records else 0.0,
+        }
+        records.append(_measure(run, state) | times)
+        workdir.append_metrics(directory, records[-1])
     seconds_before = records[-1]["seconds"] if records else 0.0
     reporter = Reporter(directory, config, step, run.total_steps)
     if step:
         reporter.say(f"resuming after step {step} of {run.total_steps}")
     saver = Checkpoints(directory, config.checkpoint.keep)
-    schedule = make_schedule(config, run.steps_per_epoch)
+    length = batches.dispatch_length(
+        config.steps_per_dispatch, run.steps_per_epoch, run.devices[0].platform
+    )
     begin = time.perf_counter()
 
     try:
@@ -83,7 +95,9 @@ def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
                 )
                 epoch_begin, timed_from = time.perf_counter(), step
                 previous: StepMetrics | None = None
-                for start, stop in _chunks(run, step % run.steps_per_epoch):
+                for start, stop in batches.chunks(
+                    length, step % run.steps_per_epoch, run.steps_per_epoch
+                ):
                     state, metrics = program((state, run.train_set), rows[:, start:stop])
                     if previous is None:
                         # The first call may compile: wait for it, and measure the speed from here.
@@ -103,26 +117,17 @@ def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
                     _show_and_check(previous, step, reporter, saver)
                 elapsed = time.perf_counter() - epoch_begin
 
-                result = evaluate(run, state.params, state.batch_stats)
-                _check_finite("test loss", np.asarray([result.loss]), step, saver)
-                examples = run.steps_per_epoch * config.batch_size
-                record = {
-                    "epoch": epoch + 1,
-                    "step": step,
-                    "train_loss": float(state.loss_sum) / run.steps_per_epoch,
-                    "train_accuracy": int(state.correct_sum) / examples,
-                    "test_loss": result.loss,
-                    "test_accuracy": result.accuracy,
-                    "learning_rate": float(schedule(step - 1)),
+                record = _measure(run, state) | {
                     "examples_per_second": (step - timed_from) * config.batch_size / elapsed,
                     "seconds": seconds_before + time.perf_counter() - begin,
                 }
+                _check_finite("test loss", np.asarray([record["test_loss"]]), step, saver)
                 workdir.append_metrics(directory, record)
                 records.append(record)
                 reporter.epoch(record)
                 last = epoch + 1 == config.epochs
                 if (epoch + 1) % config.checkpoint.every_epochs == 0 or last or signals:
-                    saver.save(step, state, result.accuracy)
+                    saver.save(step, state, record["test_accuracy"])
                 if signals and not last:
                     _exit(signals[0], step, run.total_steps, reporter, saver)
     finally:
@@ -133,11 +138,16 @@ def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
 
 def _start_or_resume(run: Run, directory: Path) -> TrainState:
     """The state of the newest readable checkpoint, or the initial one, on every device."""
-    found = checkpoints.restore(directory, run.template())
+    try:
+        found = checkpoints.restore(directory, run.template(), say=say)
+    except checkpoints.UnreadableError as error:
+        say(f"{error}; starting again from step 0")
+        checkpoints.set_aside_after(directory, -1, say)
+        found = None
     if found is None:
         return batches.replicate(run.programs.init(np.uint32(run.config.seed)), run.devices)
     state, step = found
-    checkpoints.set_aside_after(directory, step)
+    checkpoints.set_aside_after(directory, step, say)
     return batches.replicate(state, run.devices)
 
 
@@ -145,15 +155,26 @@ def _perturbs(config: ConfigDict, epoch: int) -> bool:
     return config.sam.start <= epoch < (config.sam.stop or config.epochs)
 
 
-def _chunks(run: Run, position: int) -> Iterator[tuple[int, int]]:
-    """Steps [start, stop) of each call in the rest of an epoch."""
-    length = batches.dispatch_length(
-        run.config.steps_per_dispatch, run.steps_per_epoch, run.devices[0].platform
-    )
-    while position < run.steps_per_epoch:
-        stop = position - position % length + length
-        yield position, stop
-        position = stop
+def _lacks_record(records: list[dict[str, Any]], step: int, steps_per_epoch: int) -> bool:
+    """Whether metrics.jsonl, damaged or deleted, has no line for a checkpoint after an epoch."""
+    after_epoch = step > 0 and step % steps_per_epoch == 0
+    return after_epoch and (not records or records[-1]["step"] != step)
+
+
+def _measure(run: Run, state: TrainState) -> dict[str, Any]:
+    """The record of metrics.jsonl for the state after an epoch, without its times."""
+    result = evaluate(run, state.params, state.batch_stats)
+    step = int(state.step)
+    schedule = make_schedule(run.config, run.steps_per_epoch)
+    return {
+        "epoch": step // run.steps_per_epoch,
+        "step": step,
+        "train_loss": float(state.loss_sum) / run.steps_per_epoch,
+        "train_accuracy": int(state.correct_sum) / (run.steps_per_epoch * run.config.batch_size),
+        "test_loss": result.loss,
+        "test_accuracy": result.accuracy,
+        "learning_rate": float(schedule(step - 1)),
+    }
 
 
 def _show_and_check(
@@ -216,11 +237,13 @@ def _finish(
     run: Run, directory: Path, state: TrainState, records: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Writes the plots and summary.json, whose presence says that the run is complete."""
-    plots.learning_curve(records, directory / "learning_curve.png")
     params = jax.device_get(state.params)
-    plots.norm_parameters(params, directory / "norm_parameters.png")
+    with workdir.writing(directory):
+        plots.learning_curve(records, directory / "learning_curve.png")
+        plots.norm_parameters(params, directory / "norm_parameters.png")
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
     labels = jax.tree.leaves(samon.label_params(params))
+    speeds = [x for record in records if (x := record["examples_per_second"]) is not None]
     summary = {
         "test_accuracy": records[-1]["test_accuracy"],
         "test_loss": records[-1]["test_loss"],
@@ -231,12 +254,12 @@ def _finish(
         ),
         "steps": run.total_steps,
         "seconds": records[-1]["seconds"],
-        "examples_per_second": statistics.median(r["examples_per_second"] for r in records),
+        "examples_per_second": statistics.median(speeds) if speeds else None,
         "flops_per_step": flops_per_step(run),
         "flops_per_step_base": flops_per_step(run, perturb=False),
     }
     workdir.write_json(directory / workdir.SUMMARY, summary)
-    print(
+    say(
         f"finished: test accuracy {100 * summary['test_accuracy']:.2f} %, "
         f"{summary['seconds']:.0f} s, results in {directory}"
     )

@@ -1,5 +1,7 @@
 """What a run shows: a progress bar or lines, and TensorBoard."""
 
+import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -7,6 +9,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """Prints one line; if nobody can read it any more, as after `| head`, work goes on silently."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        _silence()
+
+
+def _silence() -> None:
+    # The descriptor too: Python writes what it still holds when it exits.
+    null = open(os.devnull, "w")  # noqa: SIM115
+    with contextlib.suppress(OSError, ValueError):  # a stdout without descriptor
+        os.dup2(null.fileno(), sys.stdout.fileno())
+    sys.stdout = null
 
 
 class Reporter:
@@ -37,7 +55,7 @@ class Reporter:
                 bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, "
                 "{remaining} left{postfix}",
             )
-            if sys.stdout.isatty()
+            if sys.stdout is not None and sys.stdout.isatty()
             else None
         )
         self._events: Any = None
@@ -51,7 +69,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
         else:
-            print(text, flush=True)
+            say(text)
 
     def progress(self, step: int, loss: float, accuracy: float) -> None:
         """Shows the newest step that has been computed."""

@@ -36,11 +36,14 @@ def use_compilation_cache() -> None:
 
 
 def quiet_libraries() -> None:
-    """Silences the notices of Orbax and absl below errors; ours go to stdout."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Silences the notices of Orbax and absl; ours go to stdout.
+
+    Errors too: they arrive as exceptions besides, and Orbax logs each with several tracebacks.
+    """
+    absl_logging.set_verbosity(absl_logging.FATAL)
     # Imported late by TFDS or Orbax, these would otherwise print through Python's last-resort
     # handler.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -130,6 +133,12 @@ def set_up(config: ConfigDict) -> Run:
             f"batch_size={config.batch_size} is not allowed; data.name={config.data.name!r} has "
             f"{num_examples} training examples"
         )
+    side = min(dataset.train.images.shape[1:3])
+    if config.data.crop_padding > side:
+        raise UserError(
+            f"data.crop_padding={config.data.crop_padding} is not allowed; it must be at most "
+            f"{side}, the side of an image"
+        )
     steps_per_epoch = num_examples // config.batch_size
     devices = tuple(jax.local_devices()[: config.num_devices])
     programs = _programs(
@@ -141,7 +150,10 @@ def set_up(config: ConfigDict) -> Run:
         steps_per_epoch=steps_per_epoch,
         devices=devices,
     )
-    jax.eval_shape(programs.init, np.uint32(0))  # a mask that selects nothing fails here
+    try:
+        jax.eval_shape(programs.init, np.uint32(0))
+    except UserError as error:  # the mask selects nothing
+        raise UserError(f"sam.mask={config.sam.mask!r} is not allowed: {error}") from None
     train_set, test_set = (
         batches.replicate(Examples(split.images, split.labels), devices)
         for split in (dataset.train, dataset.test)

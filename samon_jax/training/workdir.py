@@ -1,7 +1,9 @@
 """The files of a work directory: config.json, metrics.jsonl, summary.json."""
 
+import contextlib
 import json
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,29 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError inside the block, as of a full disk, into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash at any moment, finds the old text or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Writes a file so that a reader, or a crash at any moment, finds the old text or the new.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    # Always the same name, so that what a crash leaves is overwritten.
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -41,7 +58,9 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
 
@@ -51,7 +70,7 @@ def load_config(workdir: Path) -> ConfigDict:
     Raises:
       UserError: there is none, or it is not one of this program's.
     """
-    saved = read_json(workdir / CONFIG)
+    saved = _saved_config(workdir)
     if saved is None:
         raise UserError(f"workdir={str(workdir)!r} holds no run: {CONFIG} is missing")
     config = default_config()
@@ -60,8 +79,21 @@ def load_config(workdir: Path) -> ConfigDict:
             config.compare.methods.update(saved.get("compare", {}).get("methods", {}))
         config.update(saved)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{workdir / CONFIG} is not a config of samon_jax: {error}") from None
+        reason = textwrap.shorten(str(error), 200)  # ml_collections shows all fields there are
+        raise UserError(f"{workdir / CONFIG} is not a config of samon_jax: {reason}") from None
     return config
+
+
+def _saved_config(workdir: Path) -> dict[str, Any] | None:
+    """The content of config.json, or None."""
+    for path in (workdir, *workdir.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"workdir={str(workdir)!r} is not allowed: {path} is not a directory")
+    saved = read_json(workdir / CONFIG)
+    if saved is not None and not isinstance(saved, dict):
+        kind = type(saved).__name__
+        raise UserError(f"{workdir / CONFIG} is not a config of samon_jax: it holds a {kind}")
+    return saved
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -76,7 +108,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
       UserError: the directory holds a run with another config, or cannot be written.
     """
     ours = json.loads(config.to_json())
-    saved = read_json(workdir / CONFIG)
+    saved = _saved_config(workdir)
     if saved is not None:
         differences = [
             f"{field}: {theirs!r} there, {mine!r} now"
@@ -90,28 +122,30 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             )
         if (workdir / SUMMARY).exists() or saved == ours:
             return
-    try:
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / CONFIG, ours)
-    except OSError as error:
-        raise UserError(f"workdir={str(workdir)!r} cannot be written: {error.strerror}") from None
+    write_json(workdir / CONFIG, ours)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The complete records of metrics.jsonl, oldest first; a half-written last line is left out."""
+    """The records of metrics.jsonl, oldest first, up to the first damaged or half-written line."""
     records = []
     path = workdir / METRICS
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        if not isinstance(record, dict) or "step" not in record:
+            break
+        records.append(record)
     return records
 
 
 def append_metrics(workdir: Path, record: dict[str, Any]) -> None:
     """Adds one record and waits until it is on disk, so that no later checkpoint lacks it."""
-    with (workdir / METRICS).open("a") as file:
+    path = workdir / METRICS
+    with writing(path), path.open("a") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -44,16 +44,28 @@ def test_evaluation_covers_every_example_once(num_examples, num_devices):
     [
         (0, 390, "cpu", 1),
         (0, 390, "gpu", 39),
-        (0, 391, "gpu", 23),
+        (0, 391, "gpu", 50),
         (0, 20, "tpu", 20),
-        (10, 22, "cpu", 2),
+        (10, 22, "cpu", 10),
+        (10, 27, "cpu", 9),
         (11, 22, "cpu", 11),
         (100, 22, "cpu", 22),
-        (50, 97, "gpu", 1),
+        (50, 97, "gpu", 50),
     ],
 )
 def test_dispatch_length(setting, steps, platform, expected):
-    assert batches.dispatch_length(setting, steps, platform) == expected
+    length = batches.dispatch_length(setting, steps, platform)
+    assert length == expected
+    whole = list(batches.chunks(length, 0, steps))
+    assert [step for start, stop in whole for step in range(start, stop)] == list(range(steps))
+    assert len({stop - start for start, stop in whole}) <= 2
+
+
+def test_chunks_of_a_resumed_epoch_are_those_of_a_whole_one():
+    whole = list(batches.chunks(4, 0, 11))
+    assert whole == [(0, 4), (4, 8), (8, 11)]
+    for done, (start, _) in enumerate(whole):
+        assert list(batches.chunks(4, start, 11)) == whole[done:]
 
 
 def test_replicated_data_are_not_copied_by_pmap():

@@ -1,10 +1,11 @@
 import shutil
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samon_jax.errors import UserError
 from samon_jax.training import checkpoints
 from samon_jax.training.checkpoints import Checkpoints, checksum, restore, saved_steps
 
@@ -126,8 +127,41 @@ def test_best_falls_back_to_the_next_best(workdir):
 def test_nothing_readable_is_an_error(workdir):
     for step in saved_steps(workdir):
         damage(workdir / checkpoints.DIRECTORY / str(step) / "checksum" / "metadata", "missing")
-    with pytest.raises(UserError, match=r"step 50.*step 40.*step 20"):
+    with pytest.raises(checkpoints.UnreadableError, match=r"step 50.*step 40.*step 20"):
         restore(workdir, state_at(0))
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from samon_jax.errors import UserError
+from samon_jax.training import setup
+from samon_jax.training.checkpoints import Checkpoints
+
+setup.quiet_libraries()
+saver = Checkpoints(Path(sys.argv[1]), keep=2)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    try:
+        saver.save(1, {"kernel": np.random.default_rng(0).normal(size=10_000)}, 0.5)
+        saver.wait()
+    finally:
+        saver.close()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_write_error_in_the_background_is_one_line(tmp_path):
+    """The limit on the size of files takes the place of a full disk."""
+    process = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True
+    )
+    line = f"{tmp_path / checkpoints.DIRECTORY} cannot be written: File too large"
+    assert process.stdout.startswith(line), process.stderr
+    assert process.stdout.count("\n") == 1
+    assert process.stderr == ""
 
 
 def test_unreadable_checkpoints_are_moved_not_deleted(workdir):

@@ -5,6 +5,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from samon_jax.errors import UserError
+from samon_jax.training import setup
 from samon_jax.training.config import default_config, validate
 
 
@@ -53,7 +54,13 @@ NAN = float("nan")
         ({"optimizer__clip_norm": -1.0}, ["optimizer.clip_norm=-1.0"]),
         ({"optimizer__accumulate": 0}, ["optimizer.accumulate=0"]),
         ({"schedule__name": "linear"}, ["schedule.name='linear'", "cosine"]),
-        ({"schedule__warmup_epochs": 3.0}, ["schedule.warmup_epochs=3.0", "epochs=2"]),
+        (
+            {"schedule__warmup_epochs": 3.0},
+            ["schedule.warmup_epochs=3.0", "schedule.cooldown_epochs=0.0", "sum", "epochs=2"],
+        ),
+        ({"compare__seeds": -1}, ["compare.seeds=-1", ">= 0"]),
+        ({"seed": 2**32 - 1, "compare__seeds": 2}, ["compare.seeds=2", "seed + seeds"]),
+        ({"data__name": "imagenet"}, ["data.name='imagenet'", "cifar100"]),
         ({"sam__variant": "gsam"}, ["sam.variant='gsam'", "layerwise_l2", "none"]),
         ({"sam__rho": -0.1}, ["sam.rho=-0.1", ">= 0"]),
         ({"sam__rho": NAN}, ["sam.rho=nan"]),
@@ -76,6 +83,31 @@ def test_each_bad_value_is_one_clear_line(fields, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_config_of_another_make_is_one_clear_line():
+    with pytest.raises(UserError, match=r"lacks the fields .*batch_size.* and \d+ more"):
+        validate(ConfigDict({"lr": 0.1}), 1)
+    config = ConfigDict(tiny.config().to_dict())
+    del config.sam.rho
+    with pytest.raises(UserError, match=r"lacks the fields sam\.rho;"):
+        validate(config, 1)
+    config.sam.rho = "much"
+    with pytest.raises(UserError, match=r"sam\.rho='much'.*float"):
+        validate(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sam__eta": 0.1}, r"^sam\.eta=0\.1 has no effect on variant='sam'"),
+        ({"sam__mask": "only_norm_in:zzz"}, r"^sam\.mask='only_norm_in:zzz'.*stage1_norm"),
+        ({"data__crop_padding": 9}, r"^data\.crop_padding=9 .* at most 8"),
+    ],
+)
+def test_what_model_and_data_do_not_allow_names_the_field(fields, message):
+    with pytest.raises(UserError, match=message):
+        setup.set_up(tiny.config(**fields))
 
 
 @pytest.mark.parametrize("m", [0, 16, 64, 128])

@@ -1,10 +1,13 @@
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -33,6 +36,14 @@ def run_process(directory, moment="", **fields):
 def leaves_of(directory, config):
     run = setup.set_up(config)
     return jax.tree.leaves(tiny.final_state(run, directory))
+
+
+def assert_same_state(directory, other_directory, config=None):
+    config = config or tiny.config()
+    for one, other in zip(
+        leaves_of(directory, config), leaves_of(other_directory, config), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 def untimed(directory):
@@ -126,10 +137,7 @@ def test_another_config_is_refused(finished):
 def test_the_same_config_gives_the_same_bits(finished, tmp_path):
     directory, _ = finished
     loop.train(tiny.config(), tmp_path)
-    for one, other in zip(
-        leaves_of(directory, tiny.config()), leaves_of(tmp_path, tiny.config()), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    assert_same_state(directory, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,15 +158,14 @@ def test_killed_at_any_moment_a_run_ends_the_same(tmp_path, num_devices, moments
         code, out, err = run_process(killed, moment, **fields)
         assert code == -signal.SIGKILL, (moment, out, err)
     process = start_process(killed, **fields)  # and once at a moment nobody chose
-    time.sleep(random.uniform(0, 2))
+    delay = random.Random(0).uniform(0, 2)
+    print(f"killed after {delay} s")
+    time.sleep(delay)
     process.kill()
     process.communicate()
     code, out, err = run_process(killed, **fields)
     assert (code, err) == (0, ""), out
-    for one, other in zip(
-        leaves_of(tmp_path / "reference", config), leaves_of(killed, config), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    assert_same_state(tmp_path / "reference", killed, config)
     assert untimed(killed) == untimed(tmp_path / "reference")
     assert [record["epoch"] for record in untimed(killed)] == [1, 2, 3]
 
@@ -171,10 +178,7 @@ def test_sigterm_saves_in_the_middle_of_an_epoch(finished, tmp_path):
     assert 11 < step < 22
     loop.train(tiny.config(), tmp_path)
     directory, _ = finished
-    for one, other in zip(
-        leaves_of(directory, tiny.config()), leaves_of(tmp_path, tiny.config()), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    assert_same_state(directory, tmp_path)
     assert untimed(tmp_path) == untimed(directory)
 
 
@@ -223,6 +227,92 @@ def test_a_damaged_newest_checkpoint_costs_one_epoch(finished, tmp_path, capsys)
     assert "using the one of step 11" in out
     assert (tmp_path / "unreadable_checkpoints" / "22" / "checksum" / "metadata").exists()
     assert untimed(tmp_path) == untimed(directory)
+
+
+def test_the_only_checkpoint_damaged_starts_again_in_place(finished, tmp_path, capsys):
+    directory, _ = finished
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Reporter, "epoch", lambda self, record: os.kill(os.getpid(), 15))
+        with pytest.raises(SystemExit):
+            loop.train(tiny.config(), tmp_path)
+    assert checkpoints.saved_steps(tmp_path) == [11]
+    (tmp_path / "checkpoints" / "11" / "checksum" / "metadata").write_text("{")
+    capsys.readouterr()
+    loop.train(tiny.config(), tmp_path)
+    out = capsys.readouterr().out
+    assert "step 11" in out
+    assert "starting again from step 0" in out
+    assert (tmp_path / "unreadable_checkpoints" / "11" / "checksum" / "metadata").exists()
+    assert untimed(tmp_path) == untimed(directory)
+    assert_same_state(directory, tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_missing_last_record_is_measured_again(finished, tmp_path, kept):
+    """summary.json must not report the epoch before; the state holds all that is needed."""
+    directory, summary = finished
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "summary.json").unlink()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:kept]))
+    again = loop.train(tiny.config(), tmp_path)
+    assert untimed(tmp_path) == untimed(directory)[1 - kept :]
+    without_times = {key: value for key, value in summary.items() if key not in TIMES}
+    assert {key: value for key, value in again.items() if key not in TIMES} == without_times
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Replaces the time by one in which every call of the training program takes two seconds."""
+    now = [0.0]
+
+    def slowed(program):
+        def call(inputs, rows):
+            now[0] += 2.0
+            return program(inputs, rows)
+
+        return call
+
+    def set_up(config):
+        run = setup.set_up(config)
+        programs = dataclasses.replace(run.programs, train=slowed(run.programs.train))
+        return dataclasses.replace(run, programs=programs)
+
+    monkeypatch.setattr(loop, "set_up", set_up)
+    monkeypatch.setattr(loop, "flops_per_step", lambda run, perturb=True: 1.0)
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+def test_speed_and_seconds_also_over_an_interruption(clock, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Reporter, "epoch", lambda self, record: os.kill(os.getpid(), 15))
+        with pytest.raises(SystemExit):
+            loop.train(tiny.config(), tmp_path)
+    clock[0] += 1000.0  # the time until somebody starts it again
+    summary = loop.train(tiny.config(), tmp_path)
+    records = workdir.read_metrics(tmp_path)
+    assert [record["seconds"] for record in records] == [22.0, 44.0]
+    assert [record["examples_per_second"] for record in records] == [64.0, 64.0]
+    assert (summary["seconds"], summary["examples_per_second"]) == (44.0, 64.0)
+
+
+def test_a_test_loss_that_is_not_finite_stops(tmp_path, monkeypatch):
+    result = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *args: result(*args)._replace(loss=np.inf))
+    with pytest.raises(UserError, match="test loss is inf at step 11; no checkpoint"):
+        loop.train(tiny.config(), tmp_path)
+    assert checkpoints.saved_steps(tmp_path) == []
+    assert workdir.read_metrics(tmp_path) == []
+
+
+def test_a_reader_that_went_away_does_not_stop_the_run(tmp_path):
+    """As `| head -1`; the pipe is closed before the first line."""
+    process = start_process(tmp_path)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(), err) == (0, "")
+    assert (tmp_path / "summary.json").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
@@ -287,3 +377,24 @@ def test_several_steps_per_dispatch(finished, tmp_path):
     together, single = (workdir.read_metrics(d)[-1] for d in (tmp_path, finished[0]))
     assert together["train_loss"] == pytest.approx(single["train_loss"], rel=1e-2)
     assert together["step"] == 22
+
+
+def test_a_shorter_last_dispatch_also_after_an_interruption(tmp_path):
+    config = tiny.config(steps_per_dispatch=4)  # calls of 4, 4 and 3 steps
+    loop.train(config, tmp_path / "whole")
+    show, calls = loop._show_and_check, []
+
+    def show_and_signal(*args):
+        show(*args)
+        calls.append(args)
+        if len(calls) == 6:  # 4 in the first epoch
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_show_and_check", show_and_signal)
+        with pytest.raises(SystemExit):
+            loop.train(config, tmp_path / "broken")
+    assert checkpoints.saved_steps(tmp_path / "broken")[-1] == 11 + 8
+    loop.train(config, tmp_path / "broken")
+    assert_same_state(tmp_path / "whole", tmp_path / "broken", config)
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "broken")

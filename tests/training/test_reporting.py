@@ -39,6 +39,13 @@ def test_lines_without_a_terminal(tmp_path, capsys):
     )
 
 
+def test_no_stdout_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # python main.py >&-
+    reporter = Reporter(tmp_path, tiny.config(), 0, 22)
+    reporter.epoch(RECORD)
+    reporter.close()
+
+
 def test_bar_on_a_terminal(tmp_path, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
@@ -95,11 +102,18 @@ def test_markdown_table_marks_the_best():
 
 def test_comparison_trains_every_method_and_resumes(tmp_path, capsys):
     methods = {"SGD": {"variant": "none"}, "SAM-all": {"mask": "all", "rho": 0.05}}
-    config = tiny.config(epochs=1, compare__seeds=2, compare__methods=methods)
+    config = tiny.config(epochs=1, compare__seeds=2, seed=3)
+    with config.unlocked():
+        config.compare.methods.update(methods)
     accuracies = compare.compare(config, tmp_path)
-    assert {name: len(values) for name, values in accuracies.items()} == {"SGD": 2, "SAM-all": 2}
-    config_of = workdir.load_config(tmp_path / "SAM-all" / "seed1")
-    assert (config_of.seed, config_of.sam.mask, config_of.sam.rho) == (1, "all", 0.05)
+    # In the order of the config, which is not the alphabet's.
+    assert [(name, len(values)) for name, values in accuracies.items()] == [
+        ("SGD", 2),
+        ("SAM-all", 2),
+    ]
+    config_of = workdir.load_config(tmp_path / "SAM-all" / "seed4")
+    assert (config_of.seed, config_of.sam.mask, config_of.sam.rho) == (4, "all", 0.05)
+    assert sorted(path.name for path in (tmp_path / "SGD").iterdir()) == ["seed3", "seed4"]
     saved = workdir.read_json(tmp_path / "compare.json")
     assert saved["SGD"]["test_accuracies"] == accuracies["SGD"]
     assert (tmp_path / "compare.md").read_text() == compare.markdown_table(accuracies)

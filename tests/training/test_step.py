@@ -227,7 +227,7 @@ def test_seeds_share_one_program_and_differ_in_their_result():
         states.append(trained(second)[0])
         assert len(compilations) == 1
     finally:
-        jax.monitoring.clear_event_listeners()
+        jax.monitoring.unregister_event_duration_listener(listen)
     assert [int(state.seed) for state in states] == [0, 1]
     assert not np.array_equal(*(s.params["stem"]["kernel"] for s in states))
 

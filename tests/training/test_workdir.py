@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import tiny
@@ -41,6 +42,45 @@ def test_a_damaged_config_is_one_clear_line(tmp_path, content):
         workdir.load_config(tmp_path)
 
 
+def test_claim_does_not_print_a_config_that_is_none(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"it holds a list$"):
+        workdir.claim(tmp_path, tiny.config())
+
+
+@pytest.mark.parametrize("field", ["steps_per_dispatch", "eval_batch_size"])
+def test_fields_that_change_rounding_belong_to_the_run(tmp_path, field):
+    workdir.claim(tmp_path, tiny.config(**{field: 1}))
+    with pytest.raises(UserError, match=rf"{field}: 1 there, 2 now"):
+        workdir.claim(tmp_path, tiny.config(**{field: 2}))
+
+
+def test_what_a_killed_process_left_is_overwritten(tmp_path):
+    (tmp_path / ".config.json.tmp").write_text("{")
+    workdir.claim(tmp_path, tiny.config())
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_workdir_that_became_read_only(tmp_path, monkeypatch):
+    """Root may write everywhere, so the refusal is made up."""
+    workdir.claim(tmp_path, tiny.config())
+    workdir.append_metrics(tmp_path, {"step": 10})
+
+    def refuse(path, mode="r", *args, **kwargs):
+        if "r" in mode:
+            return real(path, mode, *args, **kwargs)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    real = Path.open
+    monkeypatch.setattr(Path, "open", refuse)
+    for write in (
+        lambda: workdir.trim_metrics(tmp_path, 10),
+        lambda: workdir.append_metrics(tmp_path, {"step": 20}),
+    ):
+        with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: Permission denied"):
+            write()
+
+
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match=r"config\.json is missing"):
         workdir.load_config(tmp_path)
@@ -59,5 +99,9 @@ def test_metrics_are_trimmed_to_the_checkpoint(tmp_path):
 
 def test_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file"):
-        workdir.claim(tmp_path / "file", tiny.config())
+    message = r"^workdir=.*file is not a directory$"
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=message):
+            workdir.claim(path, tiny.config())
+        with pytest.raises(UserError, match=message):
+            workdir.load_config(path)
