@@ -53,6 +53,7 @@ def default_config() -> ConfigDict:
     config.data.dir = ""  # TFDS data_dir; "" = TFDS_DATA_DIR, else the default of TFDS
     config.data.crop_padding = 4  # black pixels around an image before a random crop; 0 = no crop
     config.data.flip = True  # mirror every second image, left to right
+    config.data.auto_augment = False  # AutoAugment after crop and flip: "+AA" of the papers
 
     config.optimizer = ConfigDict()
     # "sgd", "adamw" or "lion". Changes nothing else: lr, weight_decay and b2 below are sgd's, or

@@ -133,6 +133,12 @@ def set_up(config: ConfigDict) -> Run:
             f"batch_size={config.batch_size} is not allowed; data.name={config.data.name!r} has "
             f"{num_examples} training examples"
         )
+    channels = dataset.train.images.shape[3]
+    if config.data.auto_augment and channels != 3:
+        raise UserError(
+            f"data.auto_augment=True is not allowed with data.name={config.data.name!r}, whose "
+            f"images have {channels} channel; it needs 3"
+        )
     side = min(dataset.train.images.shape[1:3])
     if config.data.crop_padding > side:
         raise UserError(

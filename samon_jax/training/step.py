@@ -11,7 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 import samon_jax as samon
-from samon_jax.data import augment
+from samon_jax.data import augment, autoaugment
 from samon_jax.m_sharpness import vary
 from samon_jax.models.layers import BATCH_NORM_MOMENTUM
 from samon_jax.training.state import TrainState
@@ -130,6 +130,9 @@ def make_train_step(
             images = augment.random_crop(crop_key, images, config.data.crop_padding)
         if config.data.flip:
             images = augment.random_flip(flip_key, images)
+        if config.data.auto_augment:
+            # A key of its own: crops and flips stay the same with and without.
+            images = autoaugment.auto_augment(jax.random.fold_in(key, 2), images)
         images = augment.normalize(images, mean, std, dtype=jnp.dtype(config.dtype))
         return Examples(images, train.labels[rows])
 

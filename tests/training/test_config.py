@@ -103,6 +103,7 @@ def test_a_config_of_another_make_is_one_clear_line():
         ({"sam__eta": 0.1}, r"^sam\.eta=0\.1 has no effect on variant='sam'"),
         ({"sam__mask": "only_norm_in:zzz"}, r"^sam\.mask='only_norm_in:zzz'.*stage1_norm"),
         ({"data__crop_padding": 9}, r"^data\.crop_padding=9 .* at most 8"),
+        ({"data__auto_augment": True}, r"^data\.auto_augment=True .*'digits'.* needs 3"),
     ],
 )
 def test_what_model_and_data_do_not_allow_names_the_field(fields, message):

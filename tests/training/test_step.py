@@ -7,11 +7,13 @@ import tiny
 from jax.sharding import Mesh, PartitionSpec
 
 import samon_jax as samon
+from samon_jax.data import autoaugment
 from samon_jax.errors import UserError
 from samon_jax.training import batches, setup
 from samon_jax.training.ascent import make_ascent
 from samon_jax.training.optimizers import make_optimizer
-from samon_jax.training.step import cross_entropy, make_train_step
+from samon_jax.training.state import initial_state
+from samon_jax.training.step import Examples, cross_entropy, make_train_step
 
 
 def rows_of(run, steps=1):
@@ -297,3 +299,42 @@ def test_eta_overrides_table_9_where_it_is_used():
 def test_a_mask_that_selects_nothing_lists_parameters():
     with pytest.raises(UserError, match=r"stage1_norm"):
         setup.set_up(tiny.config(sam__mask="only_norm_in:stage9"))
+
+
+def test_auto_augment_comes_before_normalization():
+    """The loss of one step is that of images that went through the policy."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, 16).astype(np.int32)
+    losses = {}
+    for wanted in (False, True):
+        config = tiny.config(data__crop_padding=0, data__auto_augment=wanted)
+        model, optimizer = tiny.Tiny(10), make_optimizer(config, 1)
+        state = initial_state(
+            np.uint32(5), model=model, optimizer=optimizer, ascent=None, image_shape=(32, 32, 3)
+        )
+        step = make_train_step(
+            config,
+            model=model,
+            optimizer=optimizer,
+            ascent=None,
+            mean=(0.5,) * 3,
+            std=(0.25,) * 3,
+            steps_per_epoch=1,
+        )
+        rows = np.arange(16, dtype=np.int32)[None, None]
+        run = jax.pmap(step, "batch", in_axes=(None, 0), out_axes=(None, 0))
+        _, metrics = run((state, Examples(images, labels)), rows)
+
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 0)
+        seen = images
+        if wanted:
+            seen = np.asarray(autoaugment.auto_augment(jax.random.fold_in(key, 2), images))
+        x = jnp.float32((seen / 255 - 0.5) / 0.25)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits, _ = model.apply(variables, x, True, mutable=["batch_stats"])
+        target = 0.9 * np.eye(10)[labels] + 0.01
+        expected = -(target * np.asarray(jax.nn.log_softmax(logits))).sum(1).mean()
+        losses[wanted] = float(metrics.loss[0, 0])
+        np.testing.assert_allclose(losses[wanted], expected, rtol=1e-4)
+    assert losses[True] != losses[False]
