@@ -1,0 +1,182 @@
+"""The loss around a checkpoint: along a step ε, and on a plane of random directions."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from matplotlib.colors import LogNorm
+
+import samon_jax as samon
+from samon_jax.analysis import figures
+from samon_jax.analysis.autopgd import as_partial
+from samon_jax.analysis.losses import cross_entropy
+
+PyTree = Any
+Apply = Callable[[PyTree, Any], jax.Array]
+
+
+def gradient(apply: Apply, params: PyTree, inputs: Any, labels: Any) -> PyTree:
+    """Gradient of the mean cross-entropy with respect to the parameters."""
+    return _gradient(as_partial(apply), params, inputs, jnp.asarray(labels))
+
+
+def along(
+    apply: Apply, params: PyTree, direction: PyTree, distances: np.ndarray, inputs: Any, labels: Any
+) -> np.ndarray:
+    """Loss at w + t d for every distance t.
+
+    Args:
+      apply: `apply(params, inputs) -> logits`.
+      params: w.
+      direction: d, with the structure of `params`; a unit vector makes t a Euclidean distance.
+      distances: [k].
+      inputs: array [n, ...].
+      labels: int [n].
+
+    Returns:
+      Float [k], mean cross-entropies in nats.
+    """
+    return plane(apply, params, (direction, direction), distances, np.zeros(1), inputs, labels)[
+        :, 0
+    ]
+
+
+def plane(
+    apply: Apply,
+    params: PyTree,
+    directions: tuple[PyTree, PyTree],
+    first: np.ndarray,
+    second: np.ndarray,
+    inputs: Any,
+    labels: Any,
+) -> np.ndarray:
+    """Loss at w + a d₁ + b d₂ for every a of `first` and b of `second`: float [a, b], in nats."""
+    labels = jnp.asarray(labels)
+    # One compiled program for a single point, called for every point: see `autopgd.maximize`.
+    losses = [
+        [
+            _loss(
+                as_partial(apply), params, directions, np.array([a, b], np.float32), inputs, labels
+            )
+            for b in second
+        ]
+        for a in first
+    ]
+    return np.asarray(jax.device_get(losses), np.float64)
+
+
+@jax.jit
+def filter_normalized(key: jax.Array, params: PyTree) -> PyTree:
+    """A random direction in which every filter has the length of the filter of the weights.
+
+    A filter is what feeds one output: a slice along the last axis of a kernel. Norm parameters and
+    biases do not move.
+
+    Args:
+      key: `jax.random.key`.
+      params: pytree of arrays with Flax's layout, outputs last.
+
+    Returns:
+      A pytree like `params`.
+
+    References:
+      Li et al. 2018, Visualizing the loss landscape of neural nets, section 4.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    labels = jax.tree.leaves(samon.label_params(params))
+    keys = jax.random.split(key, len(leaves))
+
+    def draw(key: jax.Array, leaf: jax.Array, label: str) -> jax.Array:
+        if label != "weight" or leaf.ndim < 2:
+            return jnp.zeros_like(leaf)
+        noise = jax.random.normal(key, leaf.shape, leaf.dtype)
+        axes = tuple(range(leaf.ndim - 1))
+        length, wanted = (jnp.sqrt((x**2).sum(axes)) for x in (noise, leaf))
+        return noise * (wanted / length)
+
+    drawn = [draw(k, leaf, label) for k, leaf, label in zip(keys, leaves, labels, strict=True)]
+    return jax.tree.unflatten(treedef, drawn)
+
+
+def plot_along(
+    panels: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]], path: Path
+) -> None:
+    """Draws the loss of several runs along one direction per panel.
+
+    Args:
+      panels: title to (distances [k], run to losses [k]).
+      path: of the .png file.
+    """
+    figure = figures.new(4.5 * len(panels), 3.6)
+    for axes, (title, (distances, runs)) in zip(
+        np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True
+    ):
+        for run, (name, losses) in enumerate(runs.items()):
+            axes.plot(
+                distances,
+                losses,
+                color=figures.color(run),
+                linestyle=figures.line_style(run),
+                label=name,
+            )
+        axes.set(xlabel="‖ε‖₂", title=title)
+        axes.set_ylim(bottom=0)
+        figures.tidy(axes)
+    figure.axes[0].set_ylabel("cross-entropy (nats)")
+    figure.axes[0].legend(frameon=False)
+    figures.save(figure, path)
+
+
+def plot_surfaces(surfaces: Mapping[str, np.ndarray], coordinates: np.ndarray, path: Path) -> None:
+    """Draws one contour map per run with common levels.
+
+    Args:
+      surfaces: run to losses [k, k].
+      coordinates: [k], of both axes, in units of the filters' lengths.
+      path: of the .png file.
+    """
+    columns = min(len(surfaces), 3)
+    rows = -(-len(surfaces) // columns)
+    figure = figures.new(3.4 * columns + 0.8, 3.5 * rows)
+    everything = np.stack(list(surfaces.values()))
+    low = max(float(np.nanmin(everything)), 1e-6)
+    high = max(float(np.nanmax(everything)), 2 * low)
+    levels = np.geomspace(low * 0.999, high * 1.001, 18)
+    grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
+    for axes, (name, losses) in zip(grid, surfaces.items(), strict=False):
+        drawn = axes.contourf(
+            coordinates, coordinates, losses.T, levels, cmap="viridis", norm=LogNorm()
+        )
+        axes.plot(0, 0, "+", color="white", markersize=9)
+        axes.set(title=name, xlabel="direction 1", aspect="equal")
+    for axes in grid[len(surfaces) :]:
+        axes.set_visible(False)
+    grid[0].set_ylabel("direction 2")
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= tick]
+    ticks = [tick for tick in ticks if tick <= high]
+    bar = figure.colorbar(drawn, ax=grid.tolist(), label="cross-entropy (nats)", ticks=ticks)
+    bar.ax.set_yticklabels([f"{tick:g}" for tick in ticks])
+    bar.ax.minorticks_off()
+    figures.save(figure, path)
+
+
+@jax.jit
+def _gradient(apply: Partial, params: PyTree, inputs: Any, labels: jax.Array) -> PyTree:
+    return jax.grad(lambda params: cross_entropy(apply(params, inputs), labels).mean())(params)
+
+
+@jax.jit
+def _loss(
+    apply: Partial,
+    params: PyTree,
+    directions: tuple[PyTree, PyTree],
+    at: jax.Array,
+    inputs: Any,
+    labels: jax.Array,
+) -> jax.Array:
+    weights = jax.tree.map(lambda w, d, e: w + at[0] * d + at[1] * e, params, *directions)
+    return cross_entropy(apply(weights, inputs), labels).mean()

@@ -1,0 +1,179 @@
+"""A trained model from its work directory, ready to be measured."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from samon_jax import models
+from samon_jax.data import augment
+from samon_jax.data.dataset import Dataset, Split
+from samon_jax.errors import UserError
+from samon_jax.training import checkpoints, workdir
+from samon_jax.training.setup import set_up
+
+PyTree = Any
+
+
+class _EvalMode(NamedTuple):
+    """Equal for equal models, so that runs of one architecture share compiled programs."""
+
+    model: nn.Module
+
+    def __call__(self, batch_stats: PyTree, params: PyTree, inputs: Any) -> Any:
+        variables = {"params": params, "batch_stats": batch_stats}
+        return self.model.apply(variables, inputs, train=False)
+
+
+class _TrainMode(NamedTuple):
+    """Normalizes by the batch, as the training step does."""
+
+    model: nn.Module
+
+    def __call__(self, batch_stats: PyTree, params: PyTree, inputs: Any) -> Any:
+        variables = {"params": params, "batch_stats": batch_stats}
+        return self.model.apply(variables, inputs, train=True, mutable=["batch_stats"])[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run's model at one checkpoint.
+
+    Attributes:
+      name: of the run, unique in a report.
+      config: of the run.
+      step: of the checkpoint.
+      model: Linen module that computes in float32 whatever the run computed in.
+      params: parameters on the default device.
+      batch_stats: running statistics.
+      dataset: that the run was trained on.
+    """
+
+    name: str
+    config: ConfigDict
+    step: int
+    model: nn.Module
+    params: PyTree
+    batch_stats: PyTree
+    dataset: Dataset
+
+    @property
+    def apply(self) -> Partial:
+        """`apply(params, normalized images) -> logits` with the running statistics."""
+        return Partial(_EvalMode(self.model), self.batch_stats)
+
+    @property
+    def apply_train_mode(self) -> Partial:
+        """The same with the statistics of the batch."""
+        return Partial(_TrainMode(self.model), self.batch_stats)
+
+    @property
+    def method(self) -> str:
+        """What was perturbed in training, as in "layerwise_l2, only_norm, ρ = 0.2"."""
+        sam = self.config.sam
+        if sam.variant == "none":
+            return "no perturbation"
+        return f"{sam.variant}, {sam.mask}, ρ = {sam.rho:g}"
+
+    def test_accuracy(self, batch_size: int = 500) -> float:
+        """Share of the whole test set that is classified correctly, in [0, 1]."""
+        images, labels = self.examples(self.dataset.test, len(self.dataset.test.labels))
+        right = [
+            np.asarray(_predictions(self.apply, self.params, images[begin : begin + batch_size]))
+            for begin in range(0, len(labels), batch_size)
+        ]
+        return float((np.concatenate(right) == labels).mean())
+
+    def normalizer(self) -> Partial:
+        """Maps images in [0, 1] to the model's inputs."""
+        mean, std = (jnp.asarray(x, jnp.float32) for x in (self.dataset.mean, self.dataset.std))
+        return Partial(_normalize, mean, std)
+
+    def examples(self, split: Split, limit: int, seed: int = 0) -> tuple[jax.Array, np.ndarray]:
+        """Normalized images, not augmented, and labels of at most `limit` examples.
+
+        Args:
+          split: of the data set.
+          limit: number of examples, drawn at random without repetition.
+          seed: of the draw; runs on the same data set get the same examples.
+
+        Returns:
+          Float32 [n, H, W, C] and int32 [n].
+        """
+        images, labels = subset(split, limit, seed)
+        return augment.normalize(jnp.asarray(images), self.dataset.mean, self.dataset.std), labels
+
+
+def subset(split: Split, limit: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """At most `limit` examples, drawn at random without repetition: uint8 images and labels."""
+    rows = np.random.default_rng(seed).permutation(len(split.labels))[:limit]
+    return split.images[rows], split.labels[rows]
+
+
+def load(directory: Path, *, name: str | None = None, which: str = "newest") -> Trained:
+    """Reads a run's config, data and checkpoint.
+
+    Args:
+      directory: work directory.
+      name: shown in the report; by default the name of the folder.
+      which: "newest" or "best" checkpoint.
+
+    Raises:
+      UserError: there is no run, no checkpoint that can be read, or data are missing.
+    """
+    config = workdir.load_config(directory)
+    original = ConfigDict(config.to_dict())
+    if config.data.dir and not Path(config.data.dir).is_dir() and "TFDS_DATA_DIR" in os.environ:
+        config.data.dir = ""  # the run comes from another machine
+    # The batch need not fit the devices of this machine: nothing is trained.
+    config.num_devices, config.sam.m, config.batch_size = 1, 0, 1
+    run = set_up(config)
+    found = checkpoints.restore(directory, run.template(), which=which)
+    if found is None:
+        raise UserError(f"workdir={str(directory)!r} holds no checkpoint yet")
+    state, step = found
+    params, batch_stats = jax.device_put((state.params, state.batch_stats))
+    return Trained(
+        name=name or directory.resolve().name,
+        config=original,
+        step=step,
+        model=models.create(config.model, run.dataset.num_classes),
+        params=params,
+        batch_stats=batch_stats,
+        dataset=run.dataset,
+    )
+
+
+def load_all(directories: Sequence[Path], *, which: str = "newest") -> list[Trained]:
+    """Reads several runs; names are as many last parts of the paths as make them unique.
+
+    Raises:
+      UserError: there is no directory, one is named twice, or one cannot be read.
+    """
+    if not directories:
+        raise UserError("--workdir is missing; name at least one run")
+    paths = [directory.resolve() for directory in directories]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"--workdir={path.name} is given twice")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return [load(path, name="/".join(path.parts[-depth:]), which=which) for path in paths]
+
+
+@jax.jit
+def _predictions(apply: Partial, params: PyTree, inputs: jax.Array) -> jax.Array:
+    return apply(params, inputs).argmax(axis=1)
+
+
+def _normalize(mean: jax.Array, std: jax.Array, images: jax.Array) -> jax.Array:
+    return (images - mean) / std

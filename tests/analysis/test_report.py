@@ -1,0 +1,165 @@
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import cifar
+from samon_jax import models
+from samon_jax.analysis import measure, published, report, trained
+from samon_jax.errors import UserError
+from samon_jax.training import loop, workdir
+from tests.training import tiny
+
+SETTINGS = measure.Settings(
+    sharpness_examples=64,
+    m=32,
+    steps=2,
+    samples=2,
+    attack_examples=40,
+    attack_steps=2,
+    rank_examples=50,
+    surface_examples=32,
+    surface_points=3,
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A tiny run of one epoch, and one that starts from another seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "create", tiny.create)
+        patch.setenv("TFDS_DATA_DIR", str(folder / "data"))
+        # Runs that differ in their seed share their compiled programs.
+        loop.train(tiny.config(epochs=1), folder / "one")
+        loop.train(tiny.config(epochs=1, seed=1), folder / "two")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def written(runs):
+    path = report.analyze([runs / "one", runs / "two"], settings=SETTINGS)
+    return path, path.read_text(), json.loads((path.parent / "report.json").read_text())
+
+
+def test_report_lies_in_the_first_work_directory(runs, written):
+    path, text, _ = written
+    assert path == runs / "one" / "analysis" / "report.md"
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert (path.parent / picture).read_bytes().startswith(b"\x89PNG")
+    assert not list(path.parent.glob(".*"))
+
+
+def test_report_names_no_path_of_this_machine(runs, written):
+    path, text, _ = written
+    for content in (text, (path.parent / "report.json").read_text()):
+        assert str(runs) not in content
+        assert str(runs.parent) not in content
+
+
+def test_markdown_and_json_hold_the_same_numbers(written):
+    _, text, record = written
+    assert [run["name"] for run in record["runs"]] == ["one", "two"]
+    assert len(record["runs"][0]["sharpness"]) == len(published.SHARPNESS_SETTINGS) == 14
+    assert len(record["runs"][0]["robustness"]) == 4 + 3 + 5
+    for run in record["runs"]:
+        assert f"{100 * run['test_accuracy']:.2f}" in text
+        for row in run["sharpness"]:
+            assert f"{row['value']:.4f}" in text
+            assert row["examples"] == 64
+            assert row["paper"] is None
+        for row in run["robustness"]:
+            assert f"{100 * row['accuracy']:.1f} ({row['robust']}/40)" in text
+        assert run["feature_rank"]["examples"] == 50
+        assert 0 < run["norm_share"]["sam"] < 1
+    assert "no run has the same data set, model and variant" in text
+    assert "evaluation mode" in text
+
+
+def test_accuracy_is_that_of_the_run(runs, written):
+    for name, run in zip(("one", "two"), written[2]["runs"], strict=True):
+        summary = workdir.read_json(runs / name / "summary.json")
+        assert run["test_accuracy"] == pytest.approx(summary["test_accuracy"], abs=1e-6)
+
+
+def test_numbers_do_not_change_when_repeated(runs, written, tmp_path):
+    path = report.analyze([runs / "two"], tmp_path / "other" / "place", settings=SETTINGS)
+    (again,) = json.loads((path.parent / "report.json").read_text())["runs"]
+    first = written[2]["runs"][1]
+    for key in ("sharpness", "robustness", "feature_rank", "norm_share", "mean_magnitude"):
+        assert again[key] == first[key]
+
+
+def test_names_are_unique(runs, tmp_path):
+    shutil.copytree(runs / "two", tmp_path / "one")
+    loaded = trained.load_all([runs / "one", tmp_path / "one"])
+    assert [run.name for run in loaded] == [f"{runs.name}/one", f"{tmp_path.name}/one"]
+
+
+def test_examples_are_drawn_without_repetition(runs):
+    (run,) = trained.load_all([runs / "two"])
+    images, labels = trained.subset(run.dataset.train, 5000)
+    assert len(labels) == 1437  # all there are
+    assert np.array_equal(np.sort(labels), np.sort(run.dataset.train.labels))
+    few, _ = trained.subset(run.dataset.train, 10)
+    assert np.array_equal(few, images[:10])
+
+
+def test_a_run_without_a_checkpoint_is_an_error(runs, tmp_path):
+    shutil.copytree(runs / "two", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        report.analyze([tmp_path / "run"], settings=SETTINGS)
+    with pytest.raises(UserError, match=r"holds no run: config\.json is missing"):
+        report.analyze([tmp_path / "nothing"], settings=SETTINGS)
+    with pytest.raises(UserError, match="--workdir is missing"):
+        report.analyze([], settings=SETTINGS)
+    with pytest.raises(UserError, match="--workdir=two is given twice"):
+        report.analyze([runs / "two", runs / "two"], settings=SETTINGS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        report.analyze([runs / "two"], tmp_path / "file" / "out", settings=SETTINGS)
+
+
+def test_published_values_need_the_same_setting():
+    def run(options):
+        return cifar.get_config(options)
+
+    on = run("dataset=cifar100,model=wrn-28-10,variant=sam,mask=only_norm")
+    setting = published.SharpnessSetting("worst", "linf", 0.005, True, True)
+    # Typed from Tables 6, 14 and 19 once more.
+    assert published.sharpness(on, setting) == 0.296
+    assert published.feature_rank(on) == 3728
+    assert published.robust_accuracy(on, "linf", 1 / 255) == pytest.approx(0.1956)
+    assert published.robust_accuracy(on, "l2", 0.1) == pytest.approx(0.3128)
+    assert published.robust_accuracy(on, "l2", 0.5) is None
+    sgd = run("dataset=cifar100,model=wrn-28-10,variant=none")
+    row = published.SharpnessSetting("average", "linf", 0.01, False, False)
+    assert published.sharpness(sgd, row) == 2.643
+    linf = run("dataset=cifar100,model=wrn-28-10,variant=elementwise_linf,mask=all")
+    assert published.sharpness(linf, row) == 1.304
+    for options in (
+        "dataset=cifar10,model=wrn-28-10,variant=sam,mask=all",
+        "dataset=cifar100,model=wrn-16-2,variant=sam,mask=all",
+        "dataset=cifar100,model=wrn-28-10,variant=layerwise_l2,mask=all",
+        "dataset=cifar100,model=wrn-28-10,variant=sam,mask=no_norm,rho=0.1",
+    ):
+        assert published.column(run(options)) is None
+        assert published.sharpness(run(options), setting) is None
+
+
+def test_published_values_appear_in_brackets(written):
+    record = dataclasses.asdict(SETTINGS)
+    assert record["m"] == 32
+    run = json.loads(json.dumps(written[2]["runs"][0]))
+    run["matches_paper"], run["paper_test_accuracy"] = True, 0.8071
+    run["sharpness"][0]["paper"] = 0.071
+    text = report._markdown([run], SETTINGS, "newest")
+    assert f"{run['sharpness'][0]['value']:.4f} [0.0710]" in text
+    assert "[80.71]" in text
+    assert "given for one" in text
