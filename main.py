@@ -2,6 +2,7 @@
 
     python main.py --config=configs/digits.py --workdir=runs/digits
     python main.py --mode=eval --workdir=runs/digits --checkpoint=best
+    python main.py --mode=analyze --workdir=runs/digits --workdir=runs/sgd
 
 An interrupted run continues when it is started again with the same arguments.
 """
@@ -28,7 +29,7 @@ def run(argv: Sequence[str]) -> None:
       UserError: something is wrong that the user can change.
     """
     arguments = flags.parse(argv, usage=__doc__)
-    workdir = Path(arguments.workdir)
+    workdirs = [Path(folder) for folder in arguments.workdirs]
 
     from samon_jax.training import setup
     from samon_jax.training.compare import compare
@@ -38,11 +39,16 @@ def run(argv: Sequence[str]) -> None:
     setup.use_compilation_cache()
     setup.quiet_libraries()
     if arguments.mode == "eval":
-        evaluate_checkpoint(workdir, arguments.checkpoint, arguments.overrides)
+        evaluate_checkpoint(workdirs[0], arguments.checkpoint, arguments.overrides)
+    elif arguments.mode == "analyze":
+        from samon_jax.analysis.report import analyze
+
+        out = Path(arguments.out) if arguments.out else None
+        analyze(workdirs, out, which=arguments.checkpoint)
     elif arguments.config.compare.seeds:
-        compare(arguments.config, workdir)
+        compare(arguments.config, workdirs[0])
     else:
-        train(arguments.config, workdir)
+        train(arguments.config, workdirs[0])
 
 
 def main(argv: Sequence[str]) -> int:

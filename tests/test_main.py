@@ -225,7 +225,11 @@ def test_overrides_reach_the_config():
     arguments = flags.parse(
         ["main.py", f"{CIFAR}:rho=0.3", "--config.sam.rho=0.5", "--workdir", "here"]
     )
-    assert (arguments.config.sam.rho, arguments.workdir, arguments.mode) == (0.5, "here", "train")
+    assert (arguments.config.sam.rho, arguments.workdirs, arguments.mode) == (
+        0.5,
+        ("here",),
+        "train",
+    )
 
 
 def test_help_shows_the_flags(capsys):

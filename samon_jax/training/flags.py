@@ -21,18 +21,20 @@ class Arguments:
     """What the command line asks for.
 
     Attributes:
-      mode: "train" or "eval".
-      workdir: work directory.
-      config: complete config; in mode "eval", the default one with the overrides.
+      mode: "train", "eval" or "analyze".
+      workdirs: work directories; one, but for mode "analyze".
+      config: complete config; but in mode "train", the default one with the overrides.
       overrides: the fields given as --config.<field>, for mode "eval".
-      checkpoint: "best" or "newest", for mode "eval".
+      checkpoint: "best" or "newest", but for mode "train".
+      out: folder of the report of mode "analyze", or None.
     """
 
     mode: str
-    workdir: str
+    workdirs: tuple[str, ...]
     config: ConfigDict
     overrides: Mapping[str, Any]
     checkpoint: str
+    out: str | None
 
 
 def parse(argv: Sequence[str], usage: str | None = None) -> Arguments:
@@ -58,21 +60,26 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Arguments:
         program, *rest = values(list(argv), known_only=True)
     except flags.Error as error:
         raise UserError(_one_line(error)) from None
-    for name in ("config", "workdir"):
-        if (values[name].value or "").startswith("-"):
-            raise UserError(f"--{name} is missing its value; {values[name].value!r} is a flag")
-    if values.mode == "eval":
+    workdirs = tuple(values.workdir or ())
+    for name, given in (("config", values.config), *(("workdir", folder) for folder in workdirs)):
+        if (given or "").startswith("-"):
+            raise UserError(f"--{name} is missing its value; {given!r} is a flag")
+    if values.mode != "train":
         config = default_config()
     elif values.config:
         config = load_config(values.config)
     else:
         raise UserError("--config is missing, for example --config=configs/digits.py")
     overrides = _override(config, [program, *rest])
-    if values.mode == "eval":
-        _check_eval(values.config, overrides)
-    if not values.workdir:
+    if values.mode != "train":
+        _check_reading(values.mode, values.config, overrides)
+    if not all(workdirs) or not workdirs:
         raise UserError("--workdir is missing; it names the folder that receives the results")
-    return Arguments(values.mode, values.workdir, config, overrides, values.checkpoint)
+    if len(workdirs) > 1 and values.mode != "analyze":
+        raise UserError(
+            f"--workdir={workdirs[1]} is one too many; only --mode=analyze takes several"
+        )
+    return Arguments(values.mode, workdirs, config, overrides, values.checkpoint, values.out)
 
 
 def load_config(argument: str) -> ConfigDict:
@@ -114,12 +121,20 @@ def _define() -> flags.FlagValues:
     values.set_gnu_getopt()  # flags may come after anything
     for name, text in (
         ("config", "Config file, with options after a colon; --config.<field>=<value> overrides."),
-        ("workdir", "Folder of the results."),
+        ("out", "Folder of the report of analyze; by default `analysis` in the first --workdir."),
     ):
         flags.DEFINE_string(name, None, text, flag_values=values)
-    flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "workdir", None, "Folder of the results; analyze takes several.", flag_values=values
+    )
+    modes = ["train", "eval", "analyze"]
+    flags.DEFINE_enum("mode", "train", modes, "What to do.", flag_values=values)
     flags.DEFINE_enum(
-        "checkpoint", "newest", ["best", "newest"], "Which one eval reads.", flag_values=values
+        "checkpoint",
+        "newest",
+        ["best", "newest"],
+        "Which one eval and analyze read.",
+        flag_values=values,
     )
     return values
 
@@ -150,14 +165,16 @@ def _check_field_exists(config: ConfigDict, argument: str) -> None:
         node = node[name]
 
 
-def _check_eval(config: str | None, overrides: Mapping[str, Any]) -> None:
+def _check_reading(mode: str, config: str | None, overrides: Mapping[str, Any]) -> None:
+    """Refuses what a mode that reads finished runs would ignore."""
+    allowed = EVAL_FIELDS if mode == "eval" else ()
     refused = [f"--config={config}"] if config else []
-    refused += [f"--config.{field}" for field in overrides if field not in EVAL_FIELDS]
+    refused += [f"--config.{field}" for field in overrides if field not in allowed]
     if refused:
-        allowed = " and ".join(f"--config.{field}" for field in EVAL_FIELDS)
+        fields = " and ".join(f"--config.{field}" for field in allowed)
         raise UserError(
-            f"{refused[0]} is not allowed with --mode=eval, which reads the config of the run from "
-            f"its --workdir; only {allowed} can be given"
+            f"{refused[0]} is not allowed with --mode={mode}, which reads the config of the run "
+            "from its --workdir" + (f"; only {fields} can be given" if fields else "")
         )
 
 
