@@ -10,6 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from samon_jax.training.workdir import writing
+
 
 def say(text: str) -> None:
     """Prints one line; if nobody can read it any more, as after `| head`, work goes on silently."""
@@ -62,7 +64,8 @@ class Reporter:
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+            with writing(directory / "tensorboard"):
+                self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def say(self, text: str) -> None:
         """Prints one line, above the bar if there is one."""

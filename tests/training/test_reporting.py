@@ -76,6 +76,12 @@ def test_tensorboard_events(tmp_path):
         assert name.encode() in content
 
 
+def test_events_that_cannot_be_written(tmp_path):
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(UserError, match="tensorboard cannot be written: File exists"):
+        Reporter(tmp_path, tiny.config(log__tensorboard=True), 0, 22)
+
+
 def test_plots_are_pictures(tmp_path):
     plots.learning_curve([RECORD, RECORD | {"epoch": 2, "test_accuracy": 1.0}], tmp_path / "a.png")
     params = {
