@@ -46,7 +46,7 @@ def analyze(
     except OSError as error:
         raise UserError(f"--out={str(out)!r} cannot be written: {error.strerror}") from None
 
-    # disable=None: a bar on a terminal, nothing elsewhere.
+    # disable=None: a bar on a terminal; elsewhere one line per run and kind of measurement.
     total = sum(measure.work_units(run, settings) for run in runs)
     with tqdm(total=total, unit="part", dynamic_ncols=True, leave=False, disable=None) as bar:
         records = [_measure(run, settings, bar) for run in runs]
@@ -62,8 +62,21 @@ def _measure(run: Trained, settings: Settings, bar: Any) -> dict[str, Any]:
         bar.set_description_str(f"{run.name}: {text}")
         bar.update()
 
+    def begin(text: str) -> None:
+        if bar.disable:
+            print(f"{run.name}: {text}", flush=True)
+
+    begin("sharpness")
+    measured: dict[str, Any] = {"sharpness": measure.sharpness_of(run, settings, tick)}
+    begin("adversarial robustness")
+    measured["robustness"] = measure.robustness_of(run, settings, tick)
+    begin("feature rank and weights")
+    measured["feature_rank"] = measure.feature_rank_of(run, settings, tick)
+    tick("share of ε on norm layers")
+    measured["norm_share"] = measure.norm_shares_of(run, settings)
     groups = weights.by_layer_type(run.params)
-    record = {
+    of_norm = len(groups["norm_scale"]) + len(groups["norm_bias"])
+    return {
         "name": run.name,
         "data": run.dataset.name,
         "model": run.config.model,
@@ -76,20 +89,13 @@ def _measure(run: Trained, settings: Settings, bar: Any) -> dict[str, Any]:
         "test_accuracy": run.test_accuracy(),
         "paper_test_accuracy": published.test_accuracy(run.config),
         "matches_paper": published.column(run.config) is not None,
-        "sharpness": measure.sharpness_of(run, settings, tick),
-        "robustness": measure.robustness_of(run, settings, tick),
-        "feature_rank": measure.feature_rank_of(run, settings, tick),
+        **measured,
         "mean_magnitude": {
             name: float(np.abs(values).mean()) if len(values) else None
             for name, values in groups.items()
         },
+        "norm_parameters_share": of_norm / sum(map(len, groups.values())),
     }
-    tick("share of ε on norm layers")
-    record["norm_share"] = measure.norm_shares_of(run, settings)
-    record["norm_parameters_share"] = (len(groups["norm_scale"]) + len(groups["norm_bias"])) / sum(
-        map(len, groups.values())
-    )
-    return record
 
 
 def _draw(runs: Sequence[Trained], settings: Settings, out: Path) -> None:
