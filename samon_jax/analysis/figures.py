@@ -31,6 +31,8 @@ def tidy(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e0e0e0", linewidth=0.6)
     axes.set_axisbelow(True)
+    if axes.get_xscale() == "linear":
+        axes.locator_params(axis="x", nbins=6)  # labels of more would touch
 
 
 def save(figure: Figure, path: Path) -> None:
