@@ -2,8 +2,9 @@
 
     python benchmarks/sharpness.py --model=resnet-20 --examples=2048
 
-prints one line per round and the ratio of the best times. The two take turns, so that both see the
-same states of the machine; the best of several rounds is what each needs when nothing disturbs it.
+prints one line per round and the ratio of the best times. The two take turns batch by batch, so
+that both see the same states of the machine; of every batch the best of several rounds counts,
+which is what it needs when nothing disturbs it.
 """
 
 import argparse
@@ -35,30 +36,10 @@ def examples(count: int, dataset: str) -> tuple[jax.Array, jax.Array]:
     return images, jnp.asarray(loaded.train.labels[:count])
 
 
-def gradients(
-    apply: Callable[..., jax.Array], params: PyTree, batches: list[Any]
-) -> Callable[[int], Any]:
-    """A function that computes so many gradients of every batch, and returns the last one."""
-
-    @jax.jit
-    def gradient(params: PyTree, x: jax.Array, y: jax.Array) -> PyTree:
-        return jax.value_and_grad(
-            lambda params: normalized_cross_entropy(apply(params, x), y).mean()
-        )(params)
-
-    def run(steps: int) -> Any:
-        for x, y in batches:
-            for _ in range(steps):
-                last = gradient(params, x, y)
-        return last
-
-    return run
-
-
-def seconds(function: Callable[[int], Any], steps: int) -> float:
+def seconds(function: Callable[..., Any], *args: Any) -> float:
     """Wall-clock time until the result is there."""
     start = time.perf_counter()
-    jax.block_until_ready(function(steps))
+    jax.block_until_ready(function(*args))
     return time.perf_counter() - start
 
 
@@ -84,20 +65,33 @@ def main() -> None:
 
     apply = Partial(evaluate, variables["batch_stats"])
 
-    def measure(steps: int) -> Any:
+    @jax.jit
+    def gradient(apply: Partial, params: PyTree, x: jax.Array, y: jax.Array) -> PyTree:
+        return jax.value_and_grad(
+            lambda params: normalized_cross_entropy(apply(params, x), y).mean()
+        )(params)
+
+    def gradients(x: jax.Array, y: jax.Array, steps: int) -> PyTree:
+        for _ in range(steps):
+            last = gradient(apply, params, x, y)
+        return last
+
+    def measure(x: jax.Array, y: jax.Array, steps: int) -> float:
         return sharpness.worst_case(
-            apply, params, images, labels, radius=0.005, norm=args.norm, steps=steps, m=args.m
+            apply, params, x, y, radius=0.005, norm=args.norm, steps=steps, m=args.m
         ).value
 
-    reference = gradients(apply, params, list(sharpness.batches(images, labels, args.m)))
-    seconds(measure, 1)  # compiles
-    seconds(reference, 1)
-    times = []
+    batches = list(sharpness.batches(images, labels, args.m))
+    for function in (measure, gradients):
+        seconds(function, *batches[0], 1)  # compiles
+    times = np.empty((args.rounds, len(batches), 2))
     for number in range(args.rounds):
-        ours, theirs = seconds(measure, args.steps), seconds(reference, args.steps)
-        times.append((ours, theirs))
-        print(f"round {number + 1}: sharpness {ours:.2f} s, gradients {theirs:.2f} s")
-    best = np.min(times, axis=0)
+        for index, batch in enumerate(batches):
+            for column, function in enumerate((measure, gradients)):
+                times[number, index, column] = seconds(function, *batch, args.steps)
+        ours, theirs = times[number].sum(0)
+        print(f"round {number + 1}: sharpness {ours:.2f} s, gradients {theirs:.2f} s", flush=True)
+    best = times.min(0).sum(0)
     print(
         f"{args.model}, {args.examples} {args.data} images, batches of {args.m}, {args.norm}, "
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, Python "
