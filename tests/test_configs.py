@@ -4,7 +4,7 @@ import pytest
 
 from configs import cifar, digits
 from samon_jax.errors import UserError
-from samon_jax.training.config import validate
+from samon_jax.training.validation import validate
 
 
 def test_every_option_of_cifar_is_read():

@@ -1,23 +1,21 @@
-"""What a run can vary: the default of every field, and the check of all of them."""
+"""What a run can vary: every field with its default, unit and source."""
 
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-import samon_jax as samon
-from samon_jax import data, models
 from samon_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw", "lion")
+DECAYS = ("all", "no_norm", "none")
 SCHEDULES = ("cosine", "constant")
 BATCH_STATS = ("clean", "perturbed", "both")
 MASKS = ("all", "only_norm", "no_norm", "only_norm_in:<regex>", "random:<sparsity>")
+SPARSE = ("none", "ssam_f", "ssam_d")
 NO_PERTURBATION = "none"
-_MISSING = object()
+MISSING = object()
 
 # These fields say where things lie, what is kept and what is shown. A run may continue with other
 # values; every other field belongs to the identity of the run. That includes steps_per_dispatch
@@ -46,11 +44,17 @@ def default_config() -> ConfigDict:
     config.batch_size = 128  # examples per step over all devices, as in Kwon et al. 2021
     config.eval_batch_size = 1000  # examples per evaluation step over all devices
     config.label_smoothing = 0.1  # A.1; probability mass spread evenly over all classes
+    config.fix_norm = False  # B.7; norm scales stay 1 and norm biases 0; the rest is trained
+    config.train_only_norm = False  # B.8; everything but the norm parameters stays as initialized
+    # B.9; share of the outputs of the normalization layers that a training step sets to 0.
+    config.norm_dropout = 0.0
     config.steps_per_dispatch = 0  # steps per call of the program; 0 = 1 on CPU, else <= 50
 
     config.data = ConfigDict()
     config.data.name = "cifar100"  # "digits", "cifar10" or "cifar100"
     config.data.dir = ""  # TFDS data_dir; "" = TFDS_DATA_DIR, else the default of TFDS
+    config.data.train_examples = 0  # only so many, the first of the data set; 0 = all
+    config.data.test_examples = 0  # only so many, the first of the data set; 0 = all
     config.data.crop_padding = 4  # black pixels around an image before a random crop; 0 = no crop
     config.data.flip = True  # mirror every second image, left to right
     config.data.auto_augment = False  # AutoAugment after crop and flip: "+AA" of the papers
@@ -64,6 +68,7 @@ def default_config() -> ConfigDict:
     config.optimizer.b1 = 0.9  # of adamw and lion
     config.optimizer.b2 = 0.999  # of adamw and lion (lion's authors use 0.99)
     config.optimizer.weight_decay = 5e-4  # A.1; sgd: added to the gradient; adamw, lion: decoupled
+    config.optimizer.decay = "all"  # B.9; what weight decay acts on: see DECAYS
     config.optimizer.clip_norm = 0.0  # largest global norm of the descent gradient; 0 = no clipping
     config.optimizer.accumulate = 1  # steps whose gradients are averaged into one update
 
@@ -78,6 +83,9 @@ def default_config() -> ConfigDict:
     # of this section have no effect.
     config.sam.variant = "layerwise_l2"
     config.sam.rho = 0.2  # radius of the perturbation; each variant has its own scale (Table 7)
+    # None = constant radius; else it follows the learning rate, from rho at the largest one to
+    # rho_min at the smallest (GSAM, Zhuang et al. 2022, section 4.2).
+    config.sam.rho_min = config_dict.placeholder(float)
     config.sam.eta = config_dict.placeholder(float)  # None = what Table 9 gives for the variant
     config.sam.mask = "only_norm"  # what is perturbed; see MASKS
     config.sam.m = 0  # examples that share one perturbation; 0 = the batch of a device
@@ -85,6 +93,24 @@ def default_config() -> ConfigDict:
     config.sam.stop = 0  # 0 = to the end
     config.sam.batch_stats = "clean"  # which pass feeds the running statistics: see BATCH_STATS
     config.sam.reuse_prefix = True  # second pass reuses what the perturbation cannot change
+    # Sparse perturbations with a mask that changes (Mi et al. 2022; tables 5 and 12): see SPARSE.
+    config.sam.sparse = "none"
+    config.sam.sparsity = 0.5  # share of the parameters' entries that is left unperturbed
+    config.sam.sparse_update_epochs = 1  # epochs between two changes of the mask
+    config.sam.fisher_samples = 128  # ssam_f: training examples behind the Fisher information
+    config.sam.drop = 0.5  # ssam_d: share of the mask exchanged at first; falls along a cosine to 0
+    # GSAM (Zhuang et al. 2022): weight of the part of the clean gradient that is orthogonal to the
+    # perturbed one; 0 = SAM.
+    config.sam.gsam_alpha = 0.0
+    # ESAM (Du et al. 2022); 1 = SAM.
+    config.sam.esam_beta = 1.0  # probability with which an entry of the perturbation is kept
+    config.sam.esam_gamma = (
+        1.0  # share of the batch in the second pass: the most sensitive examples
+    )
+    # LookSAM (Liu et al. 2022).
+    config.sam.look_every = 1  # steps between two perturbed ones; 1 = SAM
+    config.sam.look_alpha = 0.7  # length of the reused direction, relative to the gradient's
+    config.sam.ascent_fraction = 1.0  # share of the batch from which the perturbation is computed
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1
@@ -111,7 +137,7 @@ def check_fields(config: ConfigDict) -> None:
     Raises:
       UserError: names the fields that are missing, or the first one of another type.
     """
-    missing = [field for field, _ in _fields(default_config()) if _get(config, field) is _MISSING]
+    missing = [field for field, _ in _fields(default_config()) if get(config, field) is MISSING]
     if missing:
         shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if missing[6:] else "")
         raise UserError(
@@ -119,120 +145,11 @@ def check_fields(config: ConfigDict) -> None:
             "config = samon_jax.training.config.default_config()"
         )
     for field, default in _fields(default_config()):
-        value = _get(config, field)
+        value = get(config, field)
         wanted = (int, float) if isinstance(default, float) else type(default)
         if default is not None and not isinstance(value, wanted):
             kind = type(default).__name__
             raise UserError(f"{field}={value!r} is not allowed; it must be of type {kind}")
-
-
-def validate(config: ConfigDict, num_devices: int) -> None:
-    """Checks every field that can be checked without data or parameters.
-
-    Args:
-      config: a complete config.
-      num_devices: number of devices that share a batch.
-
-    Raises:
-      UserError: the first field that is not allowed, with its value and what is.
-    """
-    check_fields(config)
-    _require(config, "seed", 0 <= config.seed < 2**32, "0 <= seed < 2**32")
-    last_seed = config.seed + max(config.compare.seeds - 1, 0)
-    _require(config, "compare.seeds", last_seed < 2**32, "such that seed + seeds <= 2**32")
-    _one_of(config, "dtype", DTYPES)
-    for field in (
-        "epochs",
-        "batch_size",
-        "eval_batch_size",
-        "optimizer.accumulate",
-        "checkpoint.every_epochs",
-        "checkpoint.keep",
-    ):
-        _require(config, field, _get(config, field) >= 1, "an integer >= 1")
-    for field in ("steps_per_dispatch", "data.crop_padding", "sam.m", "compare.seeds"):
-        _require(config, field, _get(config, field) >= 0, "an integer >= 0")
-    for field in (
-        "optimizer.weight_decay",
-        "optimizer.clip_norm",
-        "schedule.warmup_epochs",
-        "schedule.cooldown_epochs",
-        "schedule.end_lr",
-        "sam.rho",
-        "log.every_seconds",
-    ):
-        _require(config, field, 0 <= _get(config, field) < math.inf, "a finite number >= 0")
-    _require(config, "optimizer.lr", 0 < config.optimizer.lr < math.inf, "a finite number > 0")
-    for field in ("label_smoothing", "optimizer.momentum", "optimizer.b1", "optimizer.b2"):
-        _require(config, field, 0 <= _get(config, field) < 1, "0 <= value < 1")
-    _one_of(config, "data.name", data.names())
-    _one_of(config, "optimizer.name", OPTIMIZERS)
-    _one_of(config, "schedule.name", SCHEDULES)
-    warmup, cooldown = config.schedule.warmup_epochs, config.schedule.cooldown_epochs
-    if warmup + cooldown > config.epochs:
-        raise UserError(
-            f"schedule.warmup_epochs={warmup} and schedule.cooldown_epochs={cooldown} are not "
-            f"allowed; their sum must be at most epochs={config.epochs}"
-        )
-    _validate_sam(config.sam, config.epochs)
-    models.create(config.model, num_classes=10)
-    _validate_batch(config, num_devices)
-
-
-def _validate_sam(sam: ConfigDict, epochs: int) -> None:
-    config = ConfigDict({"sam": sam})
-    _one_of(config, "sam.variant", (*samon.VARIANTS, NO_PERTURBATION))
-    if sam.eta is not None:
-        _require(config, "sam.eta", 0 <= sam.eta < math.inf, "a finite number >= 0")
-    _validate_mask(sam.mask)
-    _one_of(config, "sam.batch_stats", BATCH_STATS)
-    _require(config, "sam.start", 0 <= sam.start <= epochs, f"0 <= value <= {epochs}")
-    _require(
-        config,
-        "sam.stop",
-        sam.stop == 0 or sam.start <= sam.stop <= epochs,
-        f"0 (to the end) or {sam.start} <= value <= {epochs}",
-    )
-
-
-def _validate_mask(mask: str) -> None:
-    name, _, argument = mask.partition(":")
-    if name in ("all", "only_norm", "no_norm") and mask == name:
-        return
-    if name == "only_norm_in" and argument:
-        try:
-            re.compile(argument)
-        except re.error as error:
-            raise UserError(f"sam.mask={mask!r} is not a regular expression: {error}") from None
-        return
-    if name == "random":
-        try:
-            allowed = 0 <= float(argument) < 1
-        except ValueError:
-            allowed = False
-        if allowed:
-            return
-        raise UserError(f"sam.mask={mask!r}: the sparsity must be a number with 0 <= value < 1")
-    raise UserError(f"sam.mask={mask!r} is not allowed; choose one of {', '.join(MASKS)}")
-
-
-def _validate_batch(config: ConfigDict, num_devices: int) -> None:
-    _require(
-        config,
-        "batch_size",
-        config.batch_size % num_devices == 0,
-        f"a multiple of the {num_devices} devices",
-    )
-    per_device = config.batch_size // num_devices
-    m = config.sam.m
-    if m:
-        _require(
-            config,
-            "sam.m",
-            per_device % m == 0 or (m % per_device == 0 and config.batch_size % m == 0),
-            f"0, a divisor of a device's {per_device} examples, or a multiple of them that divides "
-            f"batch_size={config.batch_size}",
-        )
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -244,21 +161,11 @@ def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _get(config: ConfigDict, field: str) -> Any:
+def get(config: ConfigDict, field: str) -> Any:
+    """The value of a field such as "sam.rho"; `MISSING` if there is none."""
     value = config
     for name in field.split("."):
         if not isinstance(value, ConfigDict) or name not in value:
-            return _MISSING
+            return MISSING
         value = value[name]
     return value
-
-
-def _require(config: ConfigDict, field: str, condition: bool, allowed: str) -> None:
-    if not condition:
-        raise UserError(f"{field}={_get(config, field)} is not allowed; it must be {allowed}")
-
-
-def _one_of(config: ConfigDict, field: str, allowed: Sequence[str]) -> None:
-    value = _get(config, field)
-    if value not in allowed:
-        raise UserError(f"{field}={value!r} is not allowed; choose one of {', '.join(allowed)}")

@@ -21,10 +21,10 @@ from samon_jax.data.dataset import Dataset
 from samon_jax.errors import UserError
 from samon_jax.training import batches
 from samon_jax.training.ascent import make_ascent
-from samon_jax.training.config import validate
 from samon_jax.training.optimizers import make_optimizer
 from samon_jax.training.state import TrainState, initial_state
 from samon_jax.training.step import Examples, make_eval_step, make_train_step
+from samon_jax.training.validation import validate
 
 PyTree = Any
 
