@@ -20,24 +20,8 @@ from ml_collections import ConfigDict
 
 import samon_jax as samon
 from samon_jax.errors import UserError
+from samon_jax.paper.presets import DATASETS, published_rho
 from samon_jax.training.config import NO_PERTURBATION, default_config
-
-# The values printed in bold in Table 4 of the workshop paper: (CIFAR-10, CIFAR-100) for ResNets.
-# Where it has none in bold, or two (Fisher, all), there is no entry.
-PUBLISHED_RHO: dict[tuple[str, str], tuple[float | None, float | None]] = {
-    ("sam", "all"): (0.1, 0.1),
-    ("sam", "only_norm"): (0.5, 1.0),
-    ("elementwise_l2", "all"): (2.0, 1.0),
-    ("elementwise_l2", "only_norm"): (3.0, 2.5),
-    ("elementwise_l2_orig", "all"): (0.5, None),
-    ("elementwise_l2_orig", "only_norm"): (0.5, 1.0),
-    ("elementwise_linf", "all"): (0.005, 0.01),
-    ("elementwise_linf", "only_norm"): (0.025, 0.05),
-    ("layerwise_l2", "all"): (0.025, 0.01),
-    ("layerwise_l2", "only_norm"): (0.25, 0.2),
-    ("fisher", "only_norm"): (0.1, 0.1),
-}
-DATASETS = ("cifar10", "cifar100")
 
 # What optimizer=<name> sets besides the name, unless another option says otherwise.
 # sgd: appendix A.1 for ResNets, as in default_config.
@@ -63,32 +47,6 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "epochs": int,
     "seed": int,
 }
-
-
-def published_rho(dataset: str, variant: str, mask: str) -> float:
-    """The ρ that the papers report results for, of ResNets.
-
-    Args:
-      dataset: "cifar10" or "cifar100".
-      variant: name of a SAM variant.
-      mask: "all", "only_norm", or "only_norm_in:<regex>", for which it is that of "only_norm":
-        Figure 3 of the SAM-ON paper perturbs parts of the norm layers with the same variant.
-
-    Raises:
-      UserError: the papers mark none.
-
-    Example:
-      >>> published_rho("cifar100", "layerwise_l2", "only_norm")
-      0.2
-    """
-    known_mask = mask.partition(":")[0].replace("only_norm_in", "only_norm")
-    rho = PUBLISHED_RHO.get((variant, known_mask), (None, None))[DATASETS.index(dataset)]
-    if rho is None:
-        raise UserError(
-            f"rho is missing: the papers mark no value for dataset={dataset}, variant={variant}, "
-            f"mask={mask}; add rho=<number> to the options"
-        )
-    return rho
 
 
 def get_config(options: str = "") -> ConfigDict:
