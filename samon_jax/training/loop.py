@@ -5,10 +5,10 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from samon_jax.training.evaluate import evaluate
 from samon_jax.training.flops import flops_per_step
 from samon_jax.training.optimizers import make_schedule
 from samon_jax.training.reporting import Reporter, say
-from samon_jax.training.setup import Run, set_up
+from samon_jax.training.setup import Programs, Run, set_up
 from samon_jax.training.state import TrainState
 from samon_jax.training.step import StepMetrics
 
@@ -50,93 +50,163 @@ def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
       SystemExit: a signal asked the run to stop (143 after SIGTERM, 130 after Ctrl-C).
     """
     run = set_up(config)
-    config = run.config
-    workdir.claim(directory, config)
-    if summary := workdir.read_json(directory / workdir.SUMMARY):
-        say(
-            f"{directory} is finished: test accuracy {100 * summary['test_accuracy']:.2f} % after "
-            f"{summary['steps']} steps"
-        )
+    workdir.claim(directory, run.config)
+    if summary := finished(directory):
         return summary
+    state = start_or_resume(run, directory)
+    with contextlib.closing(Member(run, directory, state)) as member:
+        state = train_members([member], state, run.programs)
+    return finish(member, state, flops_of(run))
 
-    state = _start_or_resume(run, directory)
-    step = int(state.step)
-    records = workdir.trim_metrics(directory, step)
-    if _lacks_record(records, step, run.steps_per_epoch):
-        say(f"the line of step {step} is missing in {workdir.METRICS}: evaluating again")
-        times = {
-            "examples_per_second": None,
-            "seconds": records[-1]["seconds"] if records else 0.0,
-        }
-        records.append(_measure(run, state) | times)
-        workdir.append_metrics(directory, records[-1])
-    seconds_before = records[-1]["seconds"] if records else 0.0
-    reporter = Reporter(directory, config, step, run.total_steps)
-    if step:
-        reporter.say(f"resuming after step {step} of {run.total_steps}")
-    saver = Checkpoints(directory, config.checkpoint.keep)
+
+class Member:
+    """One run in the loop and what it writes; `train_members` may train several at once.
+
+    Args:
+      run: from `set_up`.
+      directory: work directory, claimed; records after the state's step are dropped from its
+        metrics.jsonl, and a missing one of that step is measured again.
+      state: of the run, to begin with.
+      name: said before every line, to tell several members apart.
+      bar: whether a terminal shows a bar for this member.
+
+    Attributes:
+      run: as given.
+      directory: as given.
+      name: as given.
+      records: of metrics.jsonl.
+      seconds: that the run took until `state`.
+      reporter: shows progress.
+      saver: writes checkpoints.
+    """
+
+    def __init__(
+        self, run: Run, directory: Path, state: TrainState, *, name: str = "", bar: bool = True
+    ) -> None:
+        step = int(state.step)
+        self.run, self.directory, self.name = run, directory, name
+        self.records = workdir.trim_metrics(directory, step)
+        if _lacks_record(self.records, step, run.steps_per_epoch):
+            say(f"the line of step {step} is missing in {workdir.METRICS}: evaluating again")
+            times = {
+                "examples_per_second": None,
+                "seconds": self.records[-1]["seconds"] if self.records else 0.0,
+            }
+            self.records.append(_measure(run, state) | times)
+            workdir.append_metrics(directory, self.records[-1])
+        self.seconds: float = self.records[-1]["seconds"] if self.records else 0.0
+        self.reporter = Reporter(directory, run.config, step, run.total_steps, name=name, bar=bar)
+        if step:
+            self.reporter.say(f"resuming after step {step} of {run.total_steps}")
+        self.saver = Checkpoints(directory, run.config.checkpoint.keep)
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        try:
+            self.reporter.close()
+        finally:
+            self.saver.close()
+
+
+class Layout(NamedTuple):
+    """How the state and the rows of one or more members go through the programs.
+
+    Attributes:
+      join: rows of every member, each [devices, steps, per_device], to those that the programs
+        take, [devices, ..., steps, per_device].
+      split: the state that the programs take and return, to the state of every member.
+    """
+
+    join: Callable[[list[np.ndarray]], np.ndarray]
+    split: Callable[[TrainState], Sequence[TrainState]]
+
+
+ALONE = Layout(join=lambda rows: rows[0], split=lambda state: [state])
+
+
+def train_members(
+    members: Sequence[Member], state: TrainState, programs: Programs, layout: Layout = ALONE
+) -> TrainState:
+    """Trains to the end of the last epoch.
+
+    Args:
+      members: runs whose configs differ in nothing that the loop looks at, after the same step.
+      state: of all of them, on every device.
+      programs: that train this state.
+      layout: of the state and of the rows.
+
+    Returns:
+      The state after the last step; metrics and checkpoints are written.
+
+    Raises:
+      UserError: the loss of a member became infinite, or something cannot be written.
+      SystemExit: as in `train`.
+    """
+    run, step = members[0].run, int(state.step)
+    config = run.config
     length = batches.dispatch_length(
         config.steps_per_dispatch, run.steps_per_epoch, run.devices[0].platform
     )
     begin = time.perf_counter()
 
-    try:
-        with _stop_signals() as signals:
-            for epoch in range(step // run.steps_per_epoch, config.epochs):
-                program = (
-                    run.programs.train if _perturbs(config, epoch) else run.programs.train_plain
-                )
-                rows = batches.epoch_rows(
-                    config.seed,
-                    epoch,
-                    num_examples=len(run.dataset.train.labels),
-                    batch_size=config.batch_size,
-                    num_devices=len(run.devices),
-                )
-                epoch_begin, timed_from = time.perf_counter(), step
-                previous: StepMetrics | None = None
-                for start, stop in batches.chunks(
-                    length, step % run.steps_per_epoch, run.steps_per_epoch
-                ):
-                    state, metrics = program((state, run.train_set), rows[:, start:stop])
-                    if previous is None:
-                        # The first call may compile: wait for it, and measure the speed from here.
-                        _show_and_check(metrics, step + stop - start, reporter, saver)
-                        if stop < run.steps_per_epoch:
-                            epoch_begin, timed_from = time.perf_counter(), step + stop - start
-                    else:
-                        # Fetch the metrics of the call before while this one is under way.
-                        _show_and_check(previous, step, reporter, saver)
-                    previous = metrics
-                    step += stop - start
-                    if signals and stop < run.steps_per_epoch:
-                        _show_and_check(metrics, step, reporter, saver)
-                        saver.save(step, state)
-                        _exit(signals[0], step, run.total_steps, reporter, saver)
-                if previous is not None:
-                    _show_and_check(previous, step, reporter, saver)
-                elapsed = time.perf_counter() - epoch_begin
+    with _stop_signals() as signals:
+        for epoch in range(step // run.steps_per_epoch, config.epochs):
+            program = programs.train if _perturbs(config, epoch) else programs.train_plain
+            rows = layout.join([_rows(member.run, epoch) for member in members])
+            epoch_begin, timed_from = time.perf_counter(), step
+            previous: StepMetrics | None = None
+            for start, stop in batches.chunks(
+                length, step % run.steps_per_epoch, run.steps_per_epoch
+            ):
+                state, metrics = program((state, run.train_set), rows[..., start:stop, :])
+                if previous is None:
+                    # The first call may compile: wait for it, and measure the speed from here.
+                    _show_and_check(metrics, step + stop - start, members)
+                    if stop < run.steps_per_epoch:
+                        epoch_begin, timed_from = time.perf_counter(), step + stop - start
+                else:
+                    # Fetch the metrics of the call before while this one is under way.
+                    _show_and_check(previous, step, members)
+                previous = metrics
+                step += stop - start
+                if signals and stop < run.steps_per_epoch:
+                    _show_and_check(metrics, step, members)
+                    for member, own in zip(members, layout.split(state), strict=True):
+                        member.saver.save(step, own)
+                    _exit(signals[0], step, members)
+            if previous is not None:
+                _show_and_check(previous, step, members)
+            speed = (step - timed_from) * config.batch_size / (time.perf_counter() - epoch_begin)
 
-                record = _measure(run, state) | {
-                    "examples_per_second": (step - timed_from) * config.batch_size / elapsed,
-                    "seconds": seconds_before + time.perf_counter() - begin,
+            last = epoch + 1 == config.epochs
+            for member, own in zip(members, layout.split(state), strict=True):
+                record = _measure(member.run, own) | {
+                    "examples_per_second": speed,
+                    "seconds": member.seconds + time.perf_counter() - begin,
                 }
-                _check_finite("test loss", np.asarray([record["test_loss"]]), step, saver)
-                workdir.append_metrics(directory, record)
-                records.append(record)
-                reporter.epoch(record)
-                last = epoch + 1 == config.epochs
+                _check_finite("test loss", np.asarray([record["test_loss"]]), step, member)
+                workdir.append_metrics(member.directory, record)
+                member.records.append(record)
+                member.reporter.epoch(record)
                 if (epoch + 1) % config.checkpoint.every_epochs == 0 or last or signals:
-                    saver.save(step, state, record["test_accuracy"])
-                if signals and not last:
-                    _exit(signals[0], step, run.total_steps, reporter, saver)
-    finally:
-        reporter.close()
-        saver.close()
-    return _finish(run, directory, state, records)
+                    member.saver.save(step, own, record["test_accuracy"])
+            if signals and not last:
+                _exit(signals[0], step, members)
+    return state
 
 
-def _start_or_resume(run: Run, directory: Path) -> TrainState:
+def finished(directory: Path) -> dict[str, Any] | None:
+    """The content of summary.json if the run is complete, which is then said; else None."""
+    summary = workdir.read_json(directory / workdir.SUMMARY)
+    if summary:
+        say(
+            f"{directory} is finished: test accuracy {100 * summary['test_accuracy']:.2f} % after "
+            f"{summary['steps']} steps"
+        )
+    return summary
+
+
+def start_or_resume(run: Run, directory: Path) -> TrainState:
     """The state of the newest readable checkpoint, or the initial one, on every device."""
     try:
         found = checkpoints.restore(directory, run.template(), say=say)
@@ -149,6 +219,17 @@ def _start_or_resume(run: Run, directory: Path) -> TrainState:
     state, step = found
     checkpoints.set_aside_after(directory, step, say)
     return batches.replicate(state, run.devices)
+
+
+def _rows(run: Run, epoch: int) -> np.ndarray:
+    """Order of the examples in an epoch: int32 [devices, steps, per_device]."""
+    return batches.epoch_rows(
+        run.config.seed,
+        epoch,
+        num_examples=len(run.dataset.train.labels),
+        batch_size=run.config.batch_size,
+        num_devices=len(run.devices),
+    )
 
 
 def _perturbs(config: ConfigDict, epoch: int) -> bool:
@@ -177,26 +258,29 @@ def _measure(run: Run, state: TrainState) -> dict[str, Any]:
     }
 
 
-def _show_and_check(
-    metrics: StepMetrics, step: int, reporter: Reporter, saver: Checkpoints
-) -> None:
+def _show_and_check(metrics: StepMetrics, step: int, members: Sequence[Member]) -> None:
     """Waits for the metrics of the steps up to `step`, shows the last and checks all."""
-    losses, accuracies = (np.asarray(x)[0] for x in metrics)  # the same on every device
-    _check_finite("loss", losses, step, saver)
-    reporter.progress(step, float(losses[-1]), float(accuracies[-1]))
+    losses, accuracies = (
+        np.asarray(x)[0].reshape(len(members), -1)  # the same on every device
+        for x in metrics
+    )
+    for member, loss, accuracy in zip(members, losses, accuracies, strict=True):
+        _check_finite("loss", loss, step, member)
+        member.reporter.progress(step, float(loss[-1]), float(accuracy[-1]))
 
 
-def _check_finite(name: str, losses: np.ndarray, step: int, saver: Checkpoints) -> None:
+def _check_finite(name: str, losses: np.ndarray, step: int, member: Member) -> None:
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad):
-        saved = saver.newest_step()
+        saved = member.saver.newest_step()
         kept = (
             "no checkpoint was saved yet"
             if saved is None
             else f"checkpoint of step {saved} is kept"
         )
         raise UserError(
-            f"{name} is {losses[bad[0]]} at step {step - len(losses) + int(bad[0]) + 1}; {kept}; "
+            f"{member.name}{name} is {losses[bad[0]]} at step "
+            f"{step - len(losses) + int(bad[0]) + 1}; {kept}; "
             "a smaller optimizer.lr or sam.rho may help"
         )
 
@@ -222,21 +306,27 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _exit(
-    number: int, step: int, total_steps: int, reporter: Reporter, saver: Checkpoints
-) -> NoReturn:
-    saver.wait()
-    reporter.say(
-        f"{signal.Signals(number).name}: saved a checkpoint at step {step} of {total_steps}; "
-        "the same command continues from there"
-    )
+def _exit(number: int, step: int, members: Sequence[Member]) -> NoReturn:
+    for member in members:
+        member.saver.wait()
+        member.reporter.say(
+            f"{signal.Signals(number).name}: saved a checkpoint at step {step} of "
+            f"{member.run.total_steps}; the same command continues from there"
+        )
     raise SystemExit(128 + number)
 
 
-def _finish(
-    run: Run, directory: Path, state: TrainState, records: list[dict[str, Any]]
-) -> dict[str, Any]:
+def flops_of(run: Run) -> dict[str, float | None]:
+    """Floating-point operations of a step, as summary.json names them."""
+    return {
+        "flops_per_step": flops_per_step(run),
+        "flops_per_step_base": flops_per_step(run, perturb=False),
+    }
+
+
+def finish(member: Member, state: TrainState, flops: dict[str, float | None]) -> dict[str, Any]:
     """Writes the plots and summary.json, whose presence says that the run is complete."""
+    directory, records = member.directory, member.records
     params = jax.device_get(state.params)
     with workdir.writing(directory):
         plots.learning_curve(records, directory / "learning_curve.png")
@@ -252,11 +342,10 @@ def _finish(
         "num_norm_params": sum(
             size for size, label in zip(sizes, labels, strict=True) if label.startswith("norm")
         ),
-        "steps": run.total_steps,
+        "steps": member.run.total_steps,
         "seconds": records[-1]["seconds"],
         "examples_per_second": statistics.median(speeds) if speeds else None,
-        "flops_per_step": flops_per_step(run),
-        "flops_per_step_base": flops_per_step(run, perturb=False),
+        **flops,
     }
     workdir.write_json(directory / workdir.SUMMARY, summary)
     say(

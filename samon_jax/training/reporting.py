@@ -40,13 +40,26 @@ class Reporter:
       config: complete config.
       step: steps done already; TensorBoard drops what it has after it.
       total_steps: steps of the whole run.
+      name: begins every line, where several runs are shown at once.
+      bar: False if a terminal shows the bar of another run.
     """
 
-    def __init__(self, directory: Path, config: ConfigDict, step: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: ConfigDict,
+        step: int,
+        total_steps: int,
+        *,
+        name: str = "",
+        bar: bool = True,
+    ) -> None:
         self._config = config
+        self._name = name
         self._total = total_steps
         self._last_line = time.monotonic()
         self._speed_from = (time.monotonic(), step)
+        self._terminal = sys.stdout is not None and sys.stdout.isatty()
         self._bar = (
             tqdm(
                 total=total_steps,
@@ -57,7 +70,7 @@ class Reporter:
                 bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, "
                 "{remaining} left{postfix}",
             )
-            if sys.stdout is not None and sys.stdout.isatty()
+            if self._terminal and bar
             else None
         )
         self._events: Any = None
@@ -69,10 +82,10 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Prints one line, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
+        if self._terminal:
+            tqdm.write(self._name + text, file=sys.stdout)
         else:
-            say(text)
+            say(self._name + text)
 
     def progress(self, step: int, loss: float, accuracy: float) -> None:
         """Shows the newest step that has been computed."""
@@ -81,11 +94,12 @@ class Reporter:
         speed = (step - first) * self._config.batch_size / max(now - since, 1e-9)
         if self._bar is not None:
             self._bar.set_postfix_str(
-                f"loss {loss:.3f}, accuracy {100 * accuracy:.1f} %, {speed:.0f} examples/s",
+                f"{self._name}loss {loss:.3f}, accuracy {100 * accuracy:.1f} %, "
+                f"{speed:.0f} examples/s",
                 refresh=False,
             )
             self._bar.update(step - self._bar.n)
-        elif now - self._last_line >= self._config.log.every_seconds > 0:
+        elif not self._terminal and now - self._last_line >= self._config.log.every_seconds > 0:
             self._last_line = now
             left = (self._total - step) * self._config.batch_size / max(speed, 1e-9)
             self.say(
