@@ -1,6 +1,6 @@
 """What augmentation costs: images per second with and without AutoAugment, beside Pillow's.
 
-    python benchmarks/augment.py --batch=256
+    python -m benchmarks.augment --batch=256
 
 prints one Markdown table. "device" is random crop, random flip and normalization on the device, in
 one compiled program, with `samon_jax.data.autoaugment` in between or not. "Pillow" is AutoAugment

@@ -1,6 +1,6 @@
 """What one training step costs: SGD, SAM-all, SAM-ON and optax.contrib.sam side by side.
 
-    python benchmarks/cost.py --model=wrn-16-2 --batch=64
+    python -m benchmarks.cost --model=wrn-16-2 --batch=64
 
 prints one Markdown table of ratios to SGD in the same process: floating-point operations and peak
 memory as XLA counts them (exact), and wall-clock time (the median over rounds in which the

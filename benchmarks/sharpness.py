@@ -1,6 +1,6 @@
 """What 20-step sharpness costs: its time against that of 20 gradients of the same batches.
 
-    python benchmarks/sharpness.py --model=resnet-20 --examples=2048
+    python -m benchmarks.sharpness --model=resnet-20 --examples=2048
 
 prints one line per round and the ratio of the best times. The two take turns batch by batch, so
 that both see the same states of the machine; of every batch the best of several rounds counts,
