@@ -22,8 +22,12 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     Returns:
       The same pytree as replicated arrays.
     """
-    sharding = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec())
-    return jax.device_put(tree, sharding)
+    return jax.device_put(tree, replicated(devices))
+
+
+def replicated(devices: Sequence[jax.Device]) -> NamedSharding:
+    """The layout that `replicate` gives, as an argument for `jax.jit(out_shardings=...)`."""
+    return NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec())
 
 
 def epoch_rows(
@@ -49,6 +53,26 @@ def epoch_rows(
     steps = num_examples // batch_size
     batches = order[: steps * batch_size].reshape(steps, num_devices, -1)
     return np.ascontiguousarray(batches.swapaxes(0, 1))
+
+
+def fisher_rows(
+    seed: int, epoch: int, *, num_examples: int, samples: int, num_devices: int
+) -> np.ndarray:
+    """Training examples behind the Fisher information of an epoch, without repetition.
+
+    Args:
+      seed: seed of the run.
+      epoch: counted from 0.
+      num_examples: size of the training set.
+      samples: how many are drawn.
+      num_devices: devices; each gets the same examples.
+
+    Returns:
+      int32 [devices, 1, samples].
+    """
+    rng = np.random.default_rng((seed, epoch, 1))  # not the numbers that order the epoch
+    rows = rng.permutation(num_examples)[:samples].astype(np.int32)
+    return np.broadcast_to(rows, (num_devices, 1, samples))
 
 
 def eval_batches(

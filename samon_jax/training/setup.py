@@ -73,12 +73,16 @@ class Programs:
         [devices, steps, per_device].
       train_plain: the same with the plain gradient, for epochs that are not perturbed.
       evaluate: `evaluate((params, batch_stats, test_set), (rows, valid)) -> sums`.
+      step: what `train` runs on every device; see `make_train_step`.
+      step_plain: what `train_plain` runs.
     """
 
     init: Callable[..., TrainState]
     train: Any
     train_plain: Any
     evaluate: Callable[..., Any]
+    step: Callable[..., Any]
+    step_plain: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,33 +200,34 @@ def _programs(
     optimizer = make_optimizer(config, steps_per_epoch)
     ascent = make_ascent(config.sam)
 
-    def parallel(step: Callable[..., Any], out_axes: Any) -> Callable[..., Any]:
-        return jax.pmap(
-            step, axis_name="batch", in_axes=(None, 0), out_axes=out_axes, devices=devices
-        )
-
     def train_step(ascent: optax.GradientTransformation | None) -> Callable[..., Any]:
-        return parallel(
-            make_train_step(
-                config,
-                model=model,
-                optimizer=optimizer,
-                ascent=ascent,
-                mean=mean,
-                std=std,
-                steps_per_epoch=steps_per_epoch,
-            ),
-            out_axes=(None, 0),
+        return make_train_step(
+            config,
+            model=model,
+            optimizer=optimizer,
+            ascent=ascent,
+            mean=mean,
+            std=std,
+            steps_per_epoch=steps_per_epoch,
         )
 
     init = functools.partial(
         initial_state, model=model, optimizer=optimizer, ascent=ascent, image_shape=image_shape
     )
+    step, step_plain = train_step(ascent), train_step(None)
+    eval_step = make_eval_step(model, mean=mean, std=std, dtype=config.dtype)
     return Programs(
         init=jax.jit(init),
-        train=train_step(ascent),
-        train_plain=train_step(None),
-        evaluate=parallel(
-            make_eval_step(model, mean=mean, std=std, dtype=config.dtype), out_axes=None
-        ),
+        train=parallel(step, devices),
+        train_plain=parallel(step_plain, devices),
+        evaluate=parallel(eval_step, devices, out_axes=None),
+        step=step,
+        step_plain=step_plain,
     )
+
+
+def parallel(
+    step: Callable[..., Any], devices: tuple[jax.Device, ...], out_axes: Any = (None, 0)
+) -> Callable[..., Any]:
+    """A step on all devices: its first argument is the same on each, the second is divided."""
+    return jax.pmap(step, axis_name="batch", in_axes=(None, 0), out_axes=out_axes, devices=devices)

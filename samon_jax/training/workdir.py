@@ -110,15 +110,15 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     ours = json.loads(config.to_json())
     saved = _saved_config(workdir)
     if saved is not None:
-        differences = [
+        changed = [
             f"{field}: {theirs!r} there, {mine!r} now"
-            for field, theirs, mine in _differences(saved, ours)
+            for field, theirs, mine in differences(saved, ours)
             if not field.startswith(REPORTING_FIELDS)
         ]
-        if differences:
+        if changed:
             raise UserError(
                 f"workdir={str(workdir)!r} holds a run with another config "
-                f"({'; '.join(differences)}); choose another --workdir"
+                f"({'; '.join(changed)}); choose another --workdir"
             )
         if (workdir / SUMMARY).exists() or saved == ours:
             return
@@ -167,11 +167,22 @@ def trim_metrics(workdir: Path, step: int) -> list[dict[str, Any]]:
     return kept
 
 
-def _differences(saved: Any, ours: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(saved: Any, ours: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Fields in which two configs differ, with both values.
+
+    Args:
+      saved: nested dict.
+      ours: nested dict.
+      prefix: of the fields' names.
+
+    Example:
+      >>> list(differences({"seed": 0, "sam": {"rho": 0.1}}, {"seed": 0, "sam": {"rho": 0.2}}))
+      [('sam.rho', 0.1, 0.2)]
+    """
     if isinstance(saved, dict) and isinstance(ours, dict):
         for key in sorted({*saved, *ours}):
             missing = "(missing)"
-            yield from _differences(
+            yield from differences(
                 saved.get(key, missing),
                 ours.get(key, missing),
                 f"{prefix}.{key}" if prefix else key,

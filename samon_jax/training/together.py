@@ -1,0 +1,211 @@
+"""Trains runs that differ only in their seed at once."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from samon_jax.errors import UserError
+from samon_jax.training import batches, loop, workdir
+from samon_jax.training.reporting import say
+from samon_jax.training.setup import Programs, Run, parallel, resolve, set_up
+from samon_jax.training.state import TrainState
+
+PyTree = Any
+
+
+def train_together(
+    configs: Sequence[ConfigDict], directories: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """Trains several seeds in one program, which keeps an accelerator busy with small models.
+
+    Every directory ends up as `loop.train` would leave it, with the same result but for the
+    rounding of float32; in metrics.jsonl, `examples_per_second` is what this one run gets. It can
+    be evaluated, analyzed or continued on its own. An interrupted call continues where it stopped:
+    finished runs are left alone, and the others go on together if they stand at the same step, else
+    one after the other. That is also what happens if the memory of a device does not hold them all.
+
+    On CPU this is slower than one run after the other: there XLA has no fast convolution for
+    kernels that differ within a batch.
+
+    Args:
+      configs: complete configs that differ in `seed` only.
+      directories: work directory of each.
+
+    Returns:
+      The content of each summary.json.
+
+    Raises:
+      UserError: the configs differ in something else, a directory is named twice, or as in
+        `loop.train`; the message begins with the seed where only one run is concerned. What was
+        written before stays.
+      SystemExit: as in `loop.train`.
+
+    Example:
+      >>> configs = [config | {"seed": seed} for seed in range(3)]  # doctest: +SKIP
+      >>> train_together(configs, [Path(f"runs/seed{seed}") for seed in range(3)])  # doctest: +SKIP
+    """
+    configs = [resolve(config) for config in configs]
+    _check(configs, directories)
+    if not configs:
+        return []
+    first = set_up(configs[0])
+    runs = [dataclasses.replace(first, config=config) for config in configs]
+    for run, directory in zip(runs, directories, strict=True):
+        workdir.claim(directory, run.config)
+    left = [
+        (run, directory)
+        for run, directory in zip(runs, directories, strict=True)
+        if not (directory / workdir.SUMMARY).exists()
+    ]
+    if len(left) > 1:
+        _train_from_same_step(left)
+    return [loop.train(config, folder) for config, folder in zip(configs, directories, strict=True)]
+
+
+def stack(states: Sequence[TrainState]) -> TrainState:
+    """Puts the states of several runs after the same step into one.
+
+    Counters, such as `step`, stay single: they are the same for every seed, and as long as they
+    are, a `lax.cond` on one of them computes one branch, not both.
+
+    Args:
+      states: of runs that differ in their seed only.
+
+    Returns:
+      A state whose leaves have a leading axis [seeds], except counters.
+    """
+    return jax.tree.map(
+        lambda axis, *leaves: leaves[0] if axis is None else jnp.stack(leaves, axis),
+        seed_axes(states[0]),
+        *states,
+        is_leaf=lambda axis: axis is None,
+    )
+
+
+def unstack(state: TrainState, axes: TrainState, seeds: int) -> list[TrainState]:
+    """The states of the single runs.
+
+    Args:
+      state: from `stack`, or what became of it.
+      axes: `seed_axes` of a single state.
+      seeds: number of runs.
+    """
+
+    def pick(seed: int) -> TrainState:
+        return jax.tree.map(
+            lambda axis, leaf: leaf if axis is None else leaf[seed],
+            axes,
+            state,
+            is_leaf=lambda axis: axis is None,
+        )
+
+    return [pick(seed) for seed in range(seeds)]
+
+
+def seed_axes(state: TrainState) -> TrainState:
+    """Where the stacked state has its axis of seeds: 0, or None for counters, as `jax.vmap` wants.
+
+    Counters are the integer scalars but `seed` itself and the sum of correct examples.
+
+    Args:
+      state: of a single run; shapes and dtypes suffice.
+    """
+
+    def axis(path: tuple[Any, ...], leaf: Any) -> int | None:
+        counter = (
+            path[0].name in ("step", "opt_state", "ascent_state")
+            and leaf.ndim == 0
+            and jnp.issubdtype(leaf.dtype, jnp.integer)
+        )
+        return None if counter else 0
+
+    return jax.tree_util.tree_map_with_path(axis, state)
+
+
+def programs_together(run: Run) -> Programs:
+    """The programs of a run for stacked states and rows [devices, seeds, steps, per_device]."""
+    return _programs(run.programs, run.devices)
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(single: Programs, devices: tuple[jax.Device, ...]) -> Programs:
+    axes = seed_axes(jax.eval_shape(single.init, np.uint32(0)))
+    steps = {
+        name: jax.vmap(step, in_axes=((axes, None), 0), out_axes=(axes, 0))
+        for name, step in (("step", single.step), ("step_plain", single.step_plain))
+    }
+    return dataclasses.replace(
+        single,
+        **steps,
+        train=parallel(steps["step"], devices),
+        train_plain=parallel(steps["step_plain"], devices),
+    )
+
+
+def _train_from_same_step(left: Sequence[tuple[Run, Path]]) -> None:
+    """Trains unfinished runs to their end, if they stand at the same step and fit into memory."""
+    out_of_memory = False
+    try:
+        states = [loop.start_or_resume(run, directory) for run, directory in left]
+        if len({int(state.step) for state in states}) > 1:
+            say("the runs do not stand at the same step: they go on one after the other")
+            return
+        _train(left, states)
+    except jax.errors.JaxRuntimeError as error:
+        out_of_memory = "RESOURCE_EXHAUSTED" in str(error)
+        if not out_of_memory:
+            raise
+    if out_of_memory:
+        say(f"{len(left)} runs at once need too much memory: they go on one after the other")
+
+
+def _train(left: Sequence[tuple[Run, Path]], states: list[TrainState]) -> None:
+    run = left[0][0]
+    axes, sharding = seed_axes(states[0]), batches.replicated(run.devices)
+    split = jax.jit(functools.partial(unstack, axes=axes, seeds=len(left)), out_shardings=sharding)
+    layout = loop.Layout(join=lambda rows: np.stack(rows, axis=1), split=split)
+    with contextlib.ExitStack() as opened:
+        members = [
+            opened.enter_context(
+                contextlib.closing(
+                    loop.Member(
+                        member, directory, state, name=f"seed {member.config.seed}: ", bar=not index
+                    )
+                )
+            )
+            for index, ((member, directory), state) in enumerate(zip(left, states, strict=True))
+        ]
+        state = jax.jit(stack, out_shardings=sharding)(states)
+        states.clear()  # they would only take up memory
+        state = loop.train_members(members, state, programs_together(run), layout)
+    flops = loop.flops_of(run)
+    for member, own in zip(members, split(state), strict=True):
+        loop.finish(member, own, flops)
+
+
+def _check(configs: Sequence[ConfigDict], directories: Sequence[Path]) -> None:
+    if len(configs) != len(directories):
+        raise UserError(
+            f"directories has {len(directories)} entries; there are {len(configs)} configs"
+        )
+    resolved = [directory.resolve() for directory in directories]
+    for directory in directories:
+        if resolved.count(directory.resolve()) > 1:
+            raise UserError(f"directories names {str(directory)!r} twice")
+    dicts = [json.loads(config.to_json()) for config in configs]
+    for other in dicts[1:]:
+        for field, theirs, mine in workdir.differences(dicts[0], other):
+            if field != "seed":
+                raise UserError(
+                    f"{field} is {theirs!r} in one config and {mine!r} in another; runs that are "
+                    "trained together must differ in seed only"
+                )
