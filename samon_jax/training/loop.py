@@ -18,6 +18,7 @@ import samon_jax as samon
 from samon_jax.errors import UserError
 from samon_jax.training import batches, checkpoints, plots, workdir
 from samon_jax.training.checkpoints import Checkpoints
+from samon_jax.training.config import NO_PERTURBATION
 from samon_jax.training.evaluate import evaluate
 from samon_jax.training.flops import flops_per_step
 from samon_jax.training.optimizers import make_schedule
@@ -152,6 +153,9 @@ def train_members(
     with _stop_signals() as signals:
         for epoch in range(step // run.steps_per_epoch, config.epochs):
             program = programs.train if _perturbs(config, epoch) else programs.train_plain
+            if step % run.steps_per_epoch == 0 and _renews_mask(config, epoch):
+                rows = layout.join([_fisher_rows(member.run, epoch) for member in members])
+                state = programs.renew_mask((state, run.train_set), rows)
             rows = layout.join([_rows(member.run, epoch) for member in members])
             epoch_begin, timed_from = time.perf_counter(), step
             previous: StepMetrics | None = None
@@ -215,7 +219,7 @@ def start_or_resume(run: Run, directory: Path) -> TrainState:
         checkpoints.set_aside_after(directory, -1, say)
         found = None
     if found is None:
-        return batches.replicate(run.programs.init(np.uint32(run.config.seed)), run.devices)
+        return batches.replicate(run.initial_state(), run.devices)
     state, step = found
     checkpoints.set_aside_after(directory, step, say)
     return batches.replicate(state, run.devices)
@@ -232,8 +236,27 @@ def _rows(run: Run, epoch: int) -> np.ndarray:
     )
 
 
+def _fisher_rows(run: Run, epoch: int) -> np.ndarray:
+    """The examples from which SSAM-F makes its mask: int32 [devices, 1, samples]."""
+    return batches.fisher_rows(
+        run.config.seed,
+        epoch,
+        num_examples=len(run.dataset.train.labels),
+        samples=run.config.sam.fisher_samples,
+        num_devices=len(run.devices),
+    )
+
+
 def _perturbs(config: ConfigDict, epoch: int) -> bool:
     return config.sam.start <= epoch < (config.sam.stop or config.epochs)
+
+
+def _renews_mask(config: ConfigDict, epoch: int) -> bool:
+    """Whether SSAM-F takes a new mask before the first step of an epoch."""
+    sam = config.sam
+    perturbed = sam.variant != NO_PERTURBATION and _perturbs(config, epoch)
+    due = (epoch - sam.start) % sam.sparse_update_epochs == 0
+    return sam.sparse == "ssam_f" and perturbed and due
 
 
 def _lacks_record(records: list[dict[str, Any]], step: int, steps_per_epoch: int) -> bool:
@@ -251,7 +274,7 @@ def _measure(run: Run, state: TrainState) -> dict[str, Any]:
         "epoch": step // run.steps_per_epoch,
         "step": step,
         "train_loss": float(state.loss_sum) / run.steps_per_epoch,
-        "train_accuracy": int(state.correct_sum) / (run.steps_per_epoch * run.config.batch_size),
+        "train_accuracy": int(state.correct_sum) / int(state.examples_sum),
         "test_loss": result.loss,
         "test_accuracy": result.accuracy,
         "learning_rate": float(schedule(step - 1)),

@@ -1,7 +1,13 @@
 """The base optimizer and its learning rate, from a config."""
 
+from typing import Any
+
+import jax
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
+
+import samon_jax as samon
+from samon_jax.training.trainable import trainable_mask
 
 
 def make_schedule(config: ConfigDict | FrozenConfigDict, steps_per_epoch: int) -> optax.Schedule:
@@ -38,7 +44,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """SGD with momentum and coupled weight decay as in PyTorch, AdamW, or Lion.
 
-    Weight decay acts on all parameters. Clipping acts on the gradient before weight decay is added.
+    Clipping acts on the gradient before weight decay is added. Parameters that are not trained get
+    no update and no weight decay, have no state and do not count for the norm that is clipped.
 
     Args:
       config: a complete config.
@@ -54,17 +61,30 @@ def make_optimizer(
         # With accumulation an update happens every `accumulate` steps; the schedule counts steps.
         return schedule(updates_done * settings.accumulate)
 
+    weight_decay = 0.0 if settings.decay == "none" else settings.weight_decay
+    mask = _is_no_norm if settings.decay == "no_norm" else None
     if settings.name == "sgd":
         base = optax.chain(
-            optax.add_decayed_weights(settings.weight_decay),
+            optax.add_decayed_weights(weight_decay, mask),
             optax.sgd(lr, momentum=settings.momentum),
         )
     elif settings.name == "adamw":
-        base = optax.adamw(lr, settings.b1, settings.b2, weight_decay=settings.weight_decay)
+        base = optax.adamw(lr, settings.b1, settings.b2, weight_decay=weight_decay, mask=mask)
     else:
-        base = optax.lion(lr, settings.b1, settings.b2, weight_decay=settings.weight_decay)
+        base = optax.lion(lr, settings.b1, settings.b2, weight_decay=weight_decay, mask=mask)
     if settings.clip_norm:
         base = optax.chain(optax.clip_by_global_norm(settings.clip_norm), base)
     if settings.accumulate > 1:
         base = optax.MultiSteps(base, settings.accumulate).gradient_transformation()
+    trainable = trainable_mask(config)
+    if trainable is not None:
+        base = optax.partition(
+            {True: base, False: optax.set_to_zero()},
+            lambda params: jax.tree.map(bool, trainable(params)),
+        )
     return base
+
+
+def _is_no_norm(params: Any) -> Any:
+    """As `samon_jax.no_norm`, but may select nothing: where only norm parameters are trained."""
+    return jax.tree.map(lambda label: not label.startswith("norm"), samon.label_params(params))

@@ -10,17 +10,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging as absl_logging
 from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from samon_jax import data, models
 from samon_jax.data.cache import cache_dir
-from samon_jax.data.dataset import Dataset
+from samon_jax.data.dataset import Dataset, Split
 from samon_jax.errors import UserError
 from samon_jax.training import batches
-from samon_jax.training.ascent import make_ascent
+from samon_jax.training.ascent import Ascent, make_ascent
+from samon_jax.training.config import NO_PERTURBATION
+from samon_jax.training.fisher_mask import make_mask_renewal
+from samon_jax.training.gradient import make_ascent_init
 from samon_jax.training.optimizers import make_optimizer
 from samon_jax.training.state import TrainState, initial_state
 from samon_jax.training.step import Examples, make_eval_step, make_train_step
@@ -65,16 +67,19 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled functions of a run; runs that differ only in their seed share them.
+    """The compiled functions of a run; runs that differ in seed and ρ alone share them.
 
     Attributes:
-      init: `init(seed) -> state` on the default device.
+      init: `init(seed, rho) -> state` on the default device; see `Run.initial_state`.
       train: `train((state, train_set), rows) -> (state, metrics)` with perturbation; `rows` int32
         [devices, steps, per_device].
       train_plain: the same with the plain gradient, for epochs that are not perturbed.
       evaluate: `evaluate((params, batch_stats, test_set), (rows, valid)) -> sums`.
       step: what `train` runs on every device; see `make_train_step`.
       step_plain: what `train_plain` runs.
+      renew_mask: `renew_mask((state, train_set), rows) -> state` for "ssam_f", else None; `rows`
+        int32 [devices, 1, samples].
+      renew_step: what `renew_mask` runs.
     """
 
     init: Callable[..., TrainState]
@@ -83,6 +88,8 @@ class Programs:
     evaluate: Callable[..., Any]
     step: Callable[..., Any]
     step_plain: Callable[..., Any]
+    renew_mask: Any = None
+    renew_step: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +119,13 @@ class Run:
         """Steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
 
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on the default device."""
+        return self.programs.init(np.uint32(self.config.seed), np.float32(self.config.sam.rho))
+
     def template(self) -> TrainState:
         """Shapes and dtypes of the state, without computing anything."""
-        return jax.eval_shape(self.programs.init, np.uint32(0))
+        return jax.eval_shape(self.programs.init, np.uint32(0), np.float32(0))
 
 
 def set_up(config: ConfigDict) -> Run:
@@ -131,12 +142,23 @@ def set_up(config: ConfigDict) -> Run:
     """
     config = resolve(config)
     dataset = data.load(config.data.name, config.data.dir or None)
+    dataset = dataclasses.replace(
+        dataset,
+        train=_first(dataset.train, config, "train_examples"),
+        test=_first(dataset.test, config, "test_examples"),
+    )
     num_examples = len(dataset.train.labels)
-    if config.batch_size > num_examples:
-        raise UserError(
-            f"batch_size={config.batch_size} is not allowed; data.name={config.data.name!r} has "
-            f"{num_examples} training examples"
-        )
+    renews_mask = config.sam.sparse == "ssam_f" and config.sam.variant != NO_PERTURBATION
+    for field, count in (
+        ("batch_size", config.batch_size),
+        ("sam.fisher_samples", config.sam.fisher_samples if renews_mask else 0),
+    ):
+        if count > num_examples:
+            raise UserError(
+                f"{field}={count} is not allowed; data.name={config.data.name!r} has "
+                f"{num_examples} training examples"
+                + (" with data.train_examples" if config.data.train_examples else "")
+            )
     channels = dataset.train.images.shape[3]
     if config.data.auto_augment and channels != 3:
         raise UserError(
@@ -152,7 +174,7 @@ def set_up(config: ConfigDict) -> Run:
     steps_per_epoch = num_examples // config.batch_size
     devices = tuple(jax.local_devices()[: config.num_devices])
     programs = _programs(
-        _without_seed(config),
+        _program_config(config),
         num_classes=dataset.num_classes,
         image_shape=dataset.train.images.shape[1:],
         mean=tuple(dataset.mean),
@@ -161,7 +183,7 @@ def set_up(config: ConfigDict) -> Run:
         devices=devices,
     )
     try:
-        jax.eval_shape(programs.init, np.uint32(0))
+        jax.eval_shape(programs.init, np.uint32(0), np.float32(0))
     except UserError as error:  # the mask selects nothing
         raise UserError(f"sam.mask={config.sam.mask!r} is not allowed: {error}") from None
     train_set, test_set = (
@@ -171,10 +193,22 @@ def set_up(config: ConfigDict) -> Run:
     return Run(config, dataset, train_set, test_set, devices, steps_per_epoch, programs)
 
 
-def _without_seed(config: ConfigDict) -> FrozenConfigDict:
-    """The part of a config that the programs depend on."""
+def _first(split: Split, config: ConfigDict, field: str) -> Split:
+    """The first examples of a split, as many as the field of `config.data` says; 0 = all."""
+    count, available = config.data[field], len(split.labels)
+    if count > available:
+        raise UserError(
+            f"data.{field}={count} is not allowed; data.name={config.data.name!r} has {available}"
+        )
+    return Split(split.images[:count], split.labels[:count]) if count else split
+
+
+def _program_config(config: ConfigDict) -> FrozenConfigDict:
+    """The part of a config that the programs depend on; seed and ρ are data in the state."""
     config = ConfigDict(config.to_dict())
     config.seed = 0
+    if config.sam.rho_min is None:
+        config.sam.rho = 0.0
     for section in ("log", "checkpoint", "compare"):
         del config[section]
     return FrozenConfigDict(config)
@@ -198,9 +232,9 @@ def _programs(
 ) -> Programs:
     model = make_model(config, num_classes)
     optimizer = make_optimizer(config, steps_per_epoch)
-    ascent = make_ascent(config.sam)
+    ascent = make_ascent(config, steps_per_epoch, axis_name="batch")
 
-    def train_step(ascent: optax.GradientTransformation | None) -> Callable[..., Any]:
+    def train_step(ascent: Ascent | None) -> Callable[..., Any]:
         return make_train_step(
             config,
             model=model,
@@ -212,8 +246,17 @@ def _programs(
         )
 
     init = functools.partial(
-        initial_state, model=model, optimizer=optimizer, ascent=ascent, image_shape=image_shape
+        initial_state,
+        model=model,
+        optimizer=optimizer,
+        init_ascent=make_ascent_init(config, ascent),
+        image_shape=image_shape,
     )
+    renew_step = None
+    if ascent is not None and config.sam.sparse == "ssam_f":
+        renew_step = make_mask_renewal(
+            model, sparsity=config.sam.sparsity, mean=mean, std=std, dtype=config.dtype
+        )
     step, step_plain = train_step(ascent), train_step(None)
     eval_step = make_eval_step(model, mean=mean, std=std, dtype=config.dtype)
     return Programs(
@@ -223,6 +266,8 @@ def _programs(
         evaluate=parallel(eval_step, devices, out_axes=None),
         step=step,
         step_plain=step_plain,
+        renew_mask=parallel(renew_step, devices, out_axes=None) if renew_step else None,
+        renew_step=renew_step,
     )
 
 

@@ -10,11 +10,12 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
-import samon_jax as samon
 from samon_jax.data import augment, autoaugment
-from samon_jax.m_sharpness import vary
-from samon_jax.models.layers import BATCH_NORM_MOMENTUM
+from samon_jax.training.ascent import Ascent
+from samon_jax.training.gradient import Aux, plain_gradient, sharp_gradient
+from samon_jax.training.norm_dropout import norm_dropout
 from samon_jax.training.state import TrainState
+from samon_jax.training.trainable import hold_fixed, trainable_mask
 
 PyTree = Any
 
@@ -36,7 +37,8 @@ class StepMetrics(NamedTuple):
 
     Attributes:
       loss: float32 scalar, label-smoothed cross-entropy of the clean pass, in nats.
-      accuracy: float32 scalar, share of the batch classified correctly in the clean pass.
+      accuracy: float32 scalar, share of the examples in the clean pass that it classifies
+        correctly.
     """
 
     loss: jax.Array
@@ -57,9 +59,16 @@ class EvalSums(NamedTuple):
     examples: jax.Array
 
 
-class _Aux(NamedTuple):
-    batch_stats: PyTree
-    correct: jax.Array
+class _Batch(NamedTuple):
+    """Augmented examples of one device; images [n, H, W, C], labels [n].
+
+    `keys` are those of `norm_dropout`, () without it: they belong to the examples, so that every
+    pass that sees an example drops the same of it.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    keys: jax.Array | tuple[()]
 
 
 def cross_entropy(
@@ -88,7 +97,7 @@ def make_train_step(
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    ascent: optax.GradientTransformation | None,
+    ascent: Ascent | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     steps_per_epoch: int,
@@ -111,17 +120,25 @@ def make_train_step(
       examples of this device for that many steps in a row; the leaves of `metrics` are [steps]. The
       state is the same on every device before and after.
     """
+    trainable = trainable_mask(config)
 
-    def loss_fn(params: PyTree, batch: Examples, batch_stats: PyTree) -> tuple[jax.Array, _Aux]:
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, updated = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
-        loss = cross_entropy(logits, batch.labels, config.label_smoothing).mean()
+    def losses_fn(params: PyTree, batch: _Batch, batch_stats: PyTree) -> tuple[jax.Array, Aux]:
+        variables = {"params": hold_fixed(params, trainable), "batch_stats": batch_stats}
+        with norm_dropout(config.norm_dropout, batch.keys):
+            logits, updated = model.apply(
+                variables, batch.images, train=True, mutable=["batch_stats"]
+            )
+        losses = cross_entropy(logits, batch.labels, config.label_smoothing)
         correct = (logits.argmax(axis=1) == batch.labels).sum()
-        return loss, _Aux(updated.get("batch_stats", {}), correct)
+        examples = jnp.asarray(len(batch.labels), jnp.int32)
+        return losses, Aux(updated.get("batch_stats", {}), correct, examples)
 
-    grad_fn = _gradient(config, loss_fn, ascent, axis_name)
+    if ascent is None:
+        gradient = plain_gradient(losses_fn, axis_name)
+    else:
+        gradient = sharp_gradient(config, losses_fn, ascent, axis_name)
 
-    def load(state: TrainState, train: Examples, rows: jax.Array) -> Examples:
+    def load(state: TrainState, train: Examples, rows: jax.Array) -> _Batch:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         crop_key, flip_key = jax.random.split(key)
@@ -134,17 +151,19 @@ def make_train_step(
             # A key of its own: crops and flips stay the same with and without.
             images = autoaugment.auto_augment(jax.random.fold_in(key, 2), images)
         images = augment.normalize(images, mean, std, dtype=jnp.dtype(config.dtype))
-        return Examples(images, train.labels[rows])
+        keys: Any = ()
+        if config.norm_dropout:
+            keys = jax.random.key_data(jax.random.split(jax.random.fold_in(key, 3), len(rows)))
+        return _Batch(images, train.labels[rows], keys)
 
     def one_step(
         state: TrainState, train: Examples, rows: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         batch = load(state, train, rows)
-        loss, correct, batch_stats, grads, ascent_state = grad_fn(state, batch)
+        loss, aux, grads, ascent_state = gradient(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        loss, batch_stats = jax.lax.pmean((loss, batch_stats), axis_name)
-        correct = jax.lax.psum(correct, axis_name)
-        examples = rows.size * jax.lax.axis_size(axis_name)
+        loss, batch_stats = jax.lax.pmean((loss, aux.batch_stats), axis_name)
+        correct, examples = jax.lax.psum((aux.correct, aux.examples), axis_name)
         first_of_epoch = state.step % steps_per_epoch == 0
         state = state.replace(
             step=state.step + 1,
@@ -154,6 +173,7 @@ def make_train_step(
             ascent_state=ascent_state,
             loss_sum=jnp.where(first_of_epoch, 0, state.loss_sum) + loss,
             correct_sum=jnp.where(first_of_epoch, 0, state.correct_sum) + correct,
+            examples_sum=jnp.where(first_of_epoch, 0, state.examples_sum) + examples,
         )
         return state, StepMetrics(loss, correct / examples)
 
@@ -168,74 +188,6 @@ def make_train_step(
         return jax.lax.scan(lambda state, rows: one_step(state, train, rows), state, rows)
 
     return step
-
-
-def _gradient(
-    config: ConfigDict | FrozenConfigDict,
-    loss_fn: Callable[..., tuple[jax.Array, _Aux]],
-    ascent: optax.GradientTransformation | None,
-    axis_name: str,
-) -> Callable[[TrainState, Examples], tuple[jax.Array, jax.Array, PyTree, PyTree, PyTree]]:
-    """`fn(state, batch) -> (loss, correct, batch_stats, averaged grads, ascent_state)`."""
-    if ascent is None:
-
-        def plain(state: TrainState, batch: Examples) -> tuple[Any, ...]:
-            params = jax.tree.map(lambda leaf: vary(leaf, axis_name), state.params)
-            (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                params, batch, state.batch_stats
-            )
-            grads = jax.lax.pmean(grads, axis_name)
-            return loss, aux.correct, aux.batch_stats, grads, state.ascent_state
-
-        return plain
-
-    sam = config.sam
-    sharp_value_and_grad = samon.value_and_grad(
-        loss_fn,
-        ascent,
-        has_aux=True,
-        axis_name=axis_name,
-        m=sam.m or None,
-        batch_argnums=0,
-        reuse_prefix=sam.reuse_prefix,
-        aux_from="clean" if sam.batch_stats == "clean" else "both",
-    )
-
-    def sharp(state: TrainState, batch: Examples) -> tuple[Any, ...]:
-        (loss, aux), grads, ascent_state = sharp_value_and_grad(
-            state.params, state.ascent_state, batch, state.batch_stats
-        )
-        if sam.batch_stats == "clean":
-            clean, perturbed = aux, aux
-        else:
-            clean, perturbed = aux
-        stats_clean, stats_perturbed = (
-            # With m smaller than the batch every part has statistics of its own.
-            jax.tree.map(lambda new, old: new.reshape(-1, *old.shape).mean(0), stats, old_stats)
-            for stats, old_stats in (
-                (clean.batch_stats, state.batch_stats),
-                (perturbed.batch_stats, state.batch_stats),
-            )
-        )
-        if sam.batch_stats == "both":
-            batch_stats = jax.tree.map(
-                _update_by_both, state.batch_stats, stats_clean, stats_perturbed
-            )
-        else:
-            batch_stats = stats_perturbed
-        return loss, clean.correct.sum(), batch_stats, grads, ascent_state
-
-    return sharp
-
-
-def _update_by_both(old: jax.Array, clean: jax.Array, perturbed: jax.Array) -> jax.Array:
-    """Running statistics after the clean and then the perturbed pass, as in PyTorch.
-
-    Each pass gives p = a r + (1 - a) s from the same r; one after the other they give
-    a (a r + (1 - a) s1) + (1 - a) s2 = a p1 + p2 - a r.
-    """
-    a = BATCH_NORM_MOMENTUM
-    return a * clean + perturbed - a * old
 
 
 def make_eval_step(

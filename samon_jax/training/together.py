@@ -55,8 +55,8 @@ def train_together(
     """
     configs = [resolve(config) for config in configs]
     _check(configs, directories)
-    if not configs:
-        return []
+    if len(configs) < 2:
+        return [loop.train(*run) for run in zip(configs, directories, strict=True)]
     first = set_up(configs[0])
     runs = [dataclasses.replace(first, config=config) for config in configs]
     for run, directory in zip(runs, directories, strict=True):
@@ -64,11 +64,14 @@ def train_together(
     left = [
         (run, directory)
         for run, directory in zip(runs, directories, strict=True)
-        if not (directory / workdir.SUMMARY).exists()
+        if loop.finished(directory) is None
     ]
     if len(left) > 1:
         _train_from_same_step(left)
-    return [loop.train(config, folder) for config, folder in zip(configs, directories, strict=True)]
+    return [
+        workdir.read_json(directory / workdir.SUMMARY) or loop.train(config, directory)
+        for config, directory in zip(configs, directories, strict=True)
+    ]
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:
@@ -138,7 +141,7 @@ def programs_together(run: Run) -> Programs:
 
 @functools.lru_cache(maxsize=16)
 def _programs(single: Programs, devices: tuple[jax.Device, ...]) -> Programs:
-    axes = seed_axes(jax.eval_shape(single.init, np.uint32(0)))
+    axes = seed_axes(jax.eval_shape(single.init, np.uint32(0), np.float32(0)))
     steps = {
         name: jax.vmap(step, in_axes=((axes, None), 0), out_axes=(axes, 0))
         for name, step in (("step", single.step), ("step_plain", single.step_plain))

@@ -11,6 +11,7 @@ from samon_jax.data import autoaugment
 from samon_jax.errors import UserError
 from samon_jax.training import batches, setup
 from samon_jax.training.ascent import make_ascent
+from samon_jax.training.gradient import make_ascent_init
 from samon_jax.training.optimizers import make_optimizer
 from samon_jax.training.state import initial_state
 from samon_jax.training.step import Examples, cross_entropy, make_train_step
@@ -28,7 +29,7 @@ def rows_of(run, steps=1):
 
 
 def start(run):
-    return batches.replicate(run.programs.init(np.uint32(run.config.seed)), run.devices)
+    return batches.replicate(run.initial_state(), run.devices)
 
 
 def trained(run, steps=1):
@@ -168,7 +169,7 @@ def test_shard_map_runs_the_same_step(variant):
         run.config,
         model=setup.make_model(run.config, 10),
         optimizer=optimizer,
-        ascent=make_ascent(run.config.sam),
+        ascent=make_ascent(run.config, run.steps_per_epoch),
         mean=run.dataset.mean,
         std=run.dataset.std,
         steps_per_epoch=run.steps_per_epoch,
@@ -268,7 +269,7 @@ def test_bfloat16_keeps_float32_parameters():
 def test_masks_select_what_their_names_say(mask, selected):
     run = setup.set_up(tiny.config())
     params = start(run).params
-    ascent = make_ascent(tiny.config(sam__mask=mask).sam)
+    ascent = make_ascent(tiny.config(sam__mask=mask), 1)(0, 0.2, 0)
     ones = jax.tree.map(jnp.ones_like, params)
     epsilon, _ = ascent.update(ones, ascent.init(params), params)
     moved = {name for name, leaves in epsilon.items() if optax.tree.norm(leaves) > 0}
@@ -277,7 +278,7 @@ def test_masks_select_what_their_names_say(mask, selected):
 
 def test_random_mask_selects_its_share():
     params = start(setup.set_up(tiny.config())).params
-    ascent = make_ascent(tiny.config(sam__mask="random:0.75").sam)
+    ascent = make_ascent(tiny.config(sam__mask="random:0.75"), 1)(0, 0.2, 0)
     epsilon, _ = ascent.update(jax.tree.map(jnp.ones_like, params), ascent.init(params), params)
     share = np.mean(np.concatenate([np.ravel(x) != 0 for x in jax.tree.leaves(epsilon)]))
     np.testing.assert_allclose(share, 0.25, atol=0.01)
@@ -286,14 +287,14 @@ def test_random_mask_selects_its_share():
 def test_eta_overrides_table_9_where_it_is_used():
     params = {"w": jnp.array([1.0, -2.0])}
     grads = {"w": jnp.array([0.5, 0.5])}
-    sam = tiny.config(sam__variant="elementwise_l2", sam__mask="all", sam__eta=0.5).sam
-    ascent = make_ascent(sam)
-    expected = samon.perturbation(sam.rho, operator="elementwise", eta=0.5)
+    config = tiny.config(sam__variant="elementwise_l2", sam__mask="all", sam__eta=0.5)
+    ascent = make_ascent(config, 1)(0, config.sam.rho, 0)
+    expected = samon.perturbation(config.sam.rho, operator="elementwise", eta=0.5)
     actual, _ = ascent.update(grads, ascent.init(params), params)
     wanted, _ = expected.update(grads, expected.init(params), params)
     np.testing.assert_array_equal(actual["w"], wanted["w"])
     with pytest.raises(UserError, match="no effect"):
-        make_ascent(tiny.config(sam__variant="sam", sam__eta=0.5).sam)
+        make_ascent(tiny.config(sam__variant="sam", sam__eta=0.5), 1)
 
 
 def test_a_mask_that_selects_nothing_lists_parameters():
@@ -311,7 +312,12 @@ def test_auto_augment_comes_before_normalization():
         config = tiny.config(data__crop_padding=0, data__auto_augment=wanted)
         model, optimizer = tiny.Tiny(10), make_optimizer(config, 1)
         state = initial_state(
-            np.uint32(5), model=model, optimizer=optimizer, ascent=None, image_shape=(32, 32, 3)
+            np.uint32(5),
+            np.float32(0),
+            model=model,
+            optimizer=optimizer,
+            init_ascent=make_ascent_init(config, None),
+            image_shape=(32, 32, 3),
         )
         step = make_train_step(
             config,

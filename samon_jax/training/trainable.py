@@ -1,0 +1,67 @@
+"""Which parameters a run trains: all, all but those of the norms, or those of the norms alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+import samon_jax as samon
+
+PyTree = Any
+Mask = Callable[[PyTree], PyTree]
+
+
+def trainable_mask(config: ConfigDict | FrozenConfigDict) -> Mask | None:
+    """The mask of the parameters that `config` trains.
+
+    Args:
+      config: a complete config.
+
+    Returns:
+      A function of the parameters to a pytree of bools; None if all are trained.
+
+    References:
+      SAM-ON paper, appendix B.7 (`fix_norm`) and B.8 (`train_only_norm`).
+    """
+    if config.fix_norm:
+        return samon.no_norm
+    return samon.only_norm if config.train_only_norm else None
+
+
+def intersection(one: Mask, other: Mask) -> Mask:
+    """The mask of what both select; an entry that `other` leaves out is the Python bool False.
+
+    Args:
+      one: to bools or bool arrays, as `samon_jax.random_mask`.
+      other: to bools.
+
+    Example:
+      >>> mask = intersection(samon.all_params, samon.only_norm)
+      >>> mask({"dense": {"kernel": jax.numpy.ones(2)}, "norm": {"scale": jax.numpy.ones(2)}})
+      {'dense': {'kernel': False}, 'norm': {'scale': True}}
+    """
+
+    def both(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda a, b: a if b else False, one(params), other(params))
+
+    return both
+
+
+def hold_fixed(params: PyTree, trainable: Mask | None) -> PyTree:
+    """The same parameters, those outside the mask without a gradient.
+
+    Their gradient is a zero that XLA knows of: the work of the backward pass that only they need is
+    never done, and whatever reads a whole gradient (its norm, GSAM, LookSAM) sees the trained ones.
+
+    Args:
+      params: pytree of arrays.
+      trainable: from `trainable_mask`; None returns `params` itself.
+    """
+    if trainable is None:
+        return params
+    return jax.tree.map(
+        lambda leaf, trained: leaf if trained else jax.lax.stop_gradient(leaf),
+        params,
+        trainable(params),
+    )
