@@ -9,6 +9,7 @@ import optax
 
 from samon_jax.errors import UserError
 from samon_jax.perturbation import check_radius
+from samon_jax.trees import dot
 
 PyTree = Any
 
@@ -41,8 +42,8 @@ def gsam(alpha: float) -> Callable[[PyTree, PyTree], PyTree]:
     check_radius("alpha", alpha)
 
     def combine(clean: PyTree, perturbed: PyTree) -> PyTree:
-        along = _dot(clean, perturbed)
-        length = _dot(perturbed, perturbed)
+        along = dot(clean, perturbed)
+        length = dot(perturbed, perturbed)
         share = jnp.where(length > 0, along / jnp.where(length > 0, length, 1), 0)
 
         def descend(g: jax.Array, sharp: jax.Array) -> jax.Array:
@@ -93,13 +94,3 @@ def gsam_rho(
         return jnp.asarray(rho_min + (rho_max - rho_min) * position)
 
     return schedule
-
-
-def _dot(a: PyTree, b: PyTree) -> jax.Array:
-    """Inner product over all leaves, accumulated in float32 or wider."""
-    products = jax.tree.map(lambda x, y: jnp.sum(x.astype(_wide(x)) * y.astype(_wide(y))), a, b)
-    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
-
-
-def _wide(x: jax.Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)

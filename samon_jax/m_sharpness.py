@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from samon_jax.errors import UserError
+from samon_jax.examples import count_examples
 
 PyTree = Any
 AxisName = str | tuple[str, ...]
@@ -42,13 +43,7 @@ def sharing(m: int | None, batch: PyTree, axis_name: AxisName | None) -> Sharing
     """
     if m is None:
         return Sharing()
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or () in sizes:
-        raise UserError(
-            f"m={m} needs batch_argnums to name arguments whose arrays all have the examples on "
-            f"their leading axis; found leading axes {sorted(sizes)}"
-        )
-    ((size,),) = sizes
+    size = count_examples(batch, f"m={m}")
     if m < 1:
         raise UserError(f"m={m} must be at least 1")
     if m <= size:

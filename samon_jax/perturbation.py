@@ -11,7 +11,7 @@ import optax
 
 from samon_jax.errors import UserError
 from samon_jax.labels import BIAS, NORM_BIAS, Mask, all_params, label_params, require_selection
-from samon_jax.trees import flatten
+from samon_jax.trees import flatten, scale_and_norm
 
 PyTree = Any
 
@@ -183,7 +183,7 @@ def _operate(
     elif operator == "elementwise":
         t = jnp.abs(w) + eta
     elif operator == "layerwise":
-        scale, norm = _scale_and_norm([w])
+        scale, norm = scale_and_norm([w])
         t = scale * norm
     elif operator == "fisher":
         t = 1 / jnp.hypot(jnp.ones((), dtype), eta**0.5 * g)  # g² alone may overflow
@@ -196,16 +196,9 @@ def _operate(
 
 def _normalize(leaves: list[jax.Array | None]) -> list[Any]:
     """Divides the leaves by their joint Euclidean norm; zeros stay zeros, one NaN makes all NaN."""
-    scale, norm = _scale_and_norm([x for x in leaves if x is not None])
+    scale, norm = scale_and_norm([x for x in leaves if x is not None])
     norm = jnp.where(norm == 0, 1, norm)
     return [None if x is None else x / scale / norm for x in leaves]
-
-
-def _scale_and_norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The largest magnitude s and ‖leaves / s‖₂, so that no square overflows or vanishes."""
-    largest = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]).max()
-    scale = jnp.where(largest == 0, 1, largest)
-    return scale, jnp.sqrt(sum(jnp.sum((x / scale) ** 2) for x in leaves))
 
 
 def _evaluate_mask(mask: Mask | PyTree, params: PyTree) -> PyTree:

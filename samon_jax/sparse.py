@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from samon_jax.errors import UserError
+from samon_jax.m_sharpness import AxisName
 from samon_jax.trees import flatten
 
 PyTree = Any
@@ -90,6 +91,7 @@ def ssam_d(
     total_updates: int,
     drop: float = 0.5,
     update_every: int = 1,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformation:
     """SSAM-D: the mask drops its flattest entries and regrows as many at random.
 
@@ -104,6 +106,9 @@ def ssam_d(
       total_updates: T of the cosine, the updates of the whole training.
       drop: share dropped at the beginning, in [0, 1].
       update_every: updates between changes of the mask, >= 1.
+      axis_name: mapped axis over devices. The gradient by which the mask changes is averaged over
+        it, so that the mask, unlike ε, is the same on every device. With several devices it is
+        needed: without it, the mask of each follows its own examples.
 
     Returns:
       An optax transform from gradients to ε.
@@ -125,6 +130,8 @@ def ssam_d(
         return _initial_state(ascent, sparsity, key, params)
 
     def renew(grads: PyTree, state: SparseState) -> PyTree:
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
         progress = jnp.minimum(state.count / total_updates, 1)
         share = drop / 2 * (1 + jnp.cos(jnp.pi * progress))
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.count)

@@ -1,10 +1,32 @@
-"""Flattening pytrees."""
+"""Flattening pytrees, and sums over all their leaves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+PyTree = Any
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """The leaves of a pytree and its `PyTreeDef`, whose methods type checkers do not know."""
     return jax.tree.flatten(tree)
+
+
+def dot(a: PyTree, b: PyTree) -> jax.Array:
+    """Inner product over all leaves, accumulated in float32 or wider."""
+    products = jax.tree.map(lambda x, y: jnp.sum(widen(x) * widen(y)), a, b)
+    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
+
+
+def scale_and_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The largest magnitude s and ‖leaves / s‖₂, so that no square overflows or vanishes."""
+    largest = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]).max()
+    scale = jnp.where(largest == 0, 1, largest)
+    return scale, jnp.sqrt(sum(jnp.sum((x / scale) ** 2) for x in leaves))
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """`x` in float32, or in its own dtype if that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -31,6 +31,20 @@ class Passes(NamedTuple):
     state: PyTree
 
 
+class Stages(NamedTuple):
+    """A loss in stages: `loss_fn(leaves) == suffix(leaves, prefix(leaves))`.
+
+    Attributes:
+      prefix: the leaves to what the moved ones cannot reach.
+      suffix: the leaves and the values of the prefix to losses and aux.
+      first: the same as `suffix`, and right for the gradient of every leaf whose gradient is read.
+    """
+
+    prefix: Callable[[Leaves], list[Any]]
+    suffix: Callable[[Leaves, list[Any]], tuple[jax.Array, PyTree]]
+    first: Callable[[Leaves, list[Any]], tuple[jax.Array, PyTree]]
+
+
 def two_passes(
     loss_fn: LossFn,
     leaves: Leaves,
@@ -38,6 +52,7 @@ def two_passes(
     reads: list[bool],
     ascend: Callable[[Leaves], tuple[Leaves, PyTree]],
     reuse_prefix: bool,
+    first_loss_fn: LossFn | None = None,
 ) -> Passes:
     """Computes the gradient at w, ε from it, and the gradient at w + ε.
 
@@ -48,29 +63,25 @@ def two_passes(
       reads: of which leaves the gradient at w is needed.
       ascend: gradients at w to ε and the new state.
       reuse_prefix: compute what the moved leaves cannot reach only once.
+      first_loss_fn: the loss of the first pass, if it sees other examples; nothing is shared then.
     """
-    if not any(moves):
-        losses, aux, clean_grads = _gradient(loss_fn, leaves, [True] * len(leaves))
+    if first_loss_fn is None and not any(moves):
+        losses, aux, clean_grads = gradient(loss_fn, leaves, [True] * len(leaves))
         _, state = ascend(clean_grads)
         grads = [g / losses.size for g in clean_grads]
         return Passes(losses, (aux, aux), clean_grads, grads, state)
 
-    prefix, suffix = _stage(loss_fn, leaves, moves, reuse_prefix)
-    # Gradients of leaves that act through the prefix need a first pass of their own through it.
-    inside_suffix = all(moved or not read for moved, read in zip(moves, reads, strict=True))
+    stages = stage(loss_fn, leaves, moves, reads, reuse_prefix and first_loss_fn is None)
 
     def perturbed_loss(leaves: Leaves) -> tuple[jax.Array, Passes]:
         """The second pass, with the first one inside: gradients flow through the second alone."""
-        shared = prefix(leaves)
+        shared = stages.prefix(leaves)
         held, held_shared = jax.lax.stop_gradient((leaves, shared))
-        first = (lambda x: suffix(x, held_shared)) if inside_suffix else loss_fn
-        losses, aux, clean_grads = _gradient(first, held, reads)
+        first = first_loss_fn or (lambda x: stages.first(x, held_shared))
+        losses, aux, clean_grads = gradient(first, held, reads)
         epsilon, state = ascend(clean_grads)
-        moved = [
-            (leaf + jax.lax.stop_gradient(step)).astype(leaf.dtype) if moves_it else leaf
-            for leaf, step, moves_it in zip(leaves, epsilon, moves, strict=True)
-        ]
-        perturbed_losses, perturbed_aux = suffix(moved, shared)
+        moved = move(leaves, epsilon, moves)
+        perturbed_losses, perturbed_aux = stages.suffix(moved, shared)
         passes = Passes(losses, (aux, perturbed_aux), clean_grads, [], state)
         return perturbed_losses.mean(), passes
 
@@ -78,7 +89,15 @@ def two_passes(
     return passes._replace(grads=grads)
 
 
-def _gradient(
+def move(leaves: Leaves, epsilon: Leaves, moves: Sequence[bool]) -> Leaves:
+    """Adds ε to w, in the dtypes of w; no gradient flows through ε."""
+    return [
+        (leaf + jax.lax.stop_gradient(step)).astype(leaf.dtype) if moves_it else leaf
+        for leaf, step, moves_it in zip(leaves, epsilon, moves, strict=True)
+    ]
+
+
+def gradient(
     loss_fn: LossFn, leaves: Leaves, wanted: Sequence[bool]
 ) -> tuple[jax.Array, PyTree, Leaves]:
     """Losses, aux, and the gradient of the losses' sum by the wanted leaves, else zeros."""
@@ -96,19 +115,33 @@ def _gradient(
     return losses, aux, zeros
 
 
-def _stage(
-    loss_fn: LossFn, leaves: Leaves, moves: list[bool], reuse_prefix: bool
-) -> tuple[Callable[[Leaves], list[Any]], Callable[..., tuple[jax.Array, PyTree]]]:
-    """The loss as `suffix(leaves, prefix(leaves))`, where the moved leaves cannot reach prefix."""
+def stage(
+    loss_fn: LossFn, leaves: Leaves, moves: list[bool], reads: list[bool], reuse_prefix: bool
+) -> Stages:
+    """Splits a loss into what the moved leaves cannot reach and the rest.
+
+    Args:
+      loss_fn: the leaves to losses and aux.
+      leaves: the parameters.
+      moves: which of them are perturbed.
+      reads: of which of them a gradient is taken in the first pass.
+      reuse_prefix: False leaves everything in the suffix.
+    """
+
+    def whole(leaves: Leaves, shared: list[Any]) -> tuple[jax.Array, PyTree]:
+        return loss_fn(leaves)
+
     found = None
     if reuse_prefix:
         closed_jaxpr, shapes = jax.make_jaxpr(loss_fn, return_shape=True)(leaves)
         found = split(closed_jaxpr, moves)
     if found is None:
-        return lambda leaves: [], lambda leaves, shared: loss_fn(leaves)
+        return Stages(lambda leaves: [], whole, whole)
     parts, outputs = found, jax.tree.structure(shapes)
 
     def suffix(leaves: Leaves, shared: list[Any]) -> tuple[jax.Array, PyTree]:
         return jax.tree.unflatten(outputs, parts.suffix(leaves, shared))
 
-    return parts.prefix, suffix
+    # Gradients of leaves that act through the prefix need a first pass of their own through it.
+    inside_suffix = all(moved or not read for moved, read in zip(moves, reads, strict=True))
+    return Stages(parts.prefix, suffix, suffix if inside_suffix else whole)
