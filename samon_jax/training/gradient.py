@@ -126,6 +126,7 @@ def sharp_gradient(
                 has_aux=True,
                 axis_name=axis_name,
                 batch_argnums=0,
+                reuse_prefix=sam.reuse_prefix,
                 aux_from=which,
             )
         return samon.value_and_grad(
@@ -138,7 +139,7 @@ def sharp_gradient(
             reuse_prefix=sam.reuse_prefix,
             aux_from=which,
             combine=samon.gsam(sam.gsam_alpha) if sam.gsam_alpha else None,
-            **({"ascent_fraction": sam.ascent_fraction} if sam.ascent_fraction < 1 else {}),
+            ascent_fraction=sam.ascent_fraction,
         )
 
     def gradient(state: TrainState, batch: Any) -> Gradient:

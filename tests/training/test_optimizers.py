@@ -112,6 +112,69 @@ def test_lion(gradients):
     )
 
 
+PARAMS = {"dense": {"kernel": np.full(3, 2.0)}, "norm": {"scale": np.ones(2), "bias": np.ones(2)}}
+
+
+def update_of_layers(config, params=PARAMS, seed=0):
+    """Gradients and updates of one step, and the state."""
+    rng = np.random.default_rng(seed)
+    grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
+    optimizer = make_optimizer(config, 4)
+    as_jax = (jax.tree.map(jnp.float32, tree) for tree in (grads, params))
+    jax_grads, jax_params = as_jax
+    state = optimizer.init(jax_params)
+    return grads, *optimizer.update(jax_grads, state, jax_params)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lion"])
+@pytest.mark.parametrize(
+    ("decay", "layers"), [("all", {"dense", "norm"}), ("no_norm", {"dense"}), ("none", set())]
+)
+def test_weight_decay_acts_on_what_decay_names(optimizer, decay, layers):
+    """Figure 11, right."""
+    config = tiny.config(optimizer__name=optimizer, optimizer__weight_decay=0.5)
+    config.optimizer.decay = decay
+    grads, updates, _ = update_of_layers(config)
+    directions = {
+        "sgd": lambda g: g,
+        "adamw": lambda g: g / (abs(g) + 1e-8),  # the first step, after correction of the bias
+        "lion": np.sign,
+    }
+    for layer, leaves in PARAMS.items():
+        for name, leaf in leaves.items():
+            decayed = 0.5 * leaf if layer in layers else 0
+            expected = -0.1 * (directions[optimizer](grads[layer][name]) + decayed)
+            np.testing.assert_allclose(updates[layer][name], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("field", "fixed", "trained"),
+    [("fix_norm", "norm", "dense"), ("train_only_norm", "dense", "norm")],
+)
+def test_fixed_parameters_have_no_update_and_no_state(optimizer, accumulate, field, fixed, trained):
+    config = tiny.config(optimizer__name=optimizer, optimizer__accumulate=accumulate)
+    with config.unlocked():
+        config[field] = True
+    config.optimizer.weight_decay = 0.5
+    config.optimizer.decay = "no_norm"
+    _, updates, state = update_of_layers(config)
+    for leaf in jax.tree.leaves(updates[fixed]):
+        np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    assert any(trained in path for path in paths)
+    assert not any(fixed in path for path in paths)
+
+
+def test_fixed_parameters_do_not_count_for_clipping():
+    config = tiny.config(fix_norm=True, optimizer__clip_norm=0.1, optimizer__weight_decay=0.0)
+    grads, updates, _ = update_of_layers(config)
+    gradient = grads["dense"]["kernel"]
+    expected = -0.1 * 0.1 * gradient / np.linalg.norm(gradient)
+    np.testing.assert_allclose(updates["dense"]["kernel"], expected, rtol=1e-5)
+
+
 def test_accumulation_averages_gradients_and_keeps_the_schedule(gradients):
     config = tiny.config(optimizer__accumulate=2)
     start = np.ones(3, np.float32)

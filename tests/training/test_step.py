@@ -5,39 +5,17 @@ import optax
 import pytest
 import tiny
 from jax.sharding import Mesh, PartitionSpec
+from tiny import assert_trees_close, rows_of, start, trained
 
 import samon_jax as samon
 from samon_jax.data import autoaugment
 from samon_jax.errors import UserError
-from samon_jax.training import batches, setup
+from samon_jax.training import setup
 from samon_jax.training.ascent import make_ascent
 from samon_jax.training.gradient import make_ascent_init
 from samon_jax.training.optimizers import make_optimizer
 from samon_jax.training.state import initial_state
 from samon_jax.training.step import Examples, cross_entropy, make_train_step
-
-
-def rows_of(run, steps=1):
-    config = run.config
-    return batches.epoch_rows(
-        config.seed,
-        0,
-        num_examples=len(run.dataset.train.labels),
-        batch_size=config.batch_size,
-        num_devices=len(run.devices),
-    )[:, :steps]
-
-
-def start(run):
-    return batches.replicate(run.initial_state(), run.devices)
-
-
-def trained(run, steps=1):
-    return run.programs.train((start(run), run.train_set), rows_of(run, steps))
-
-
-def assert_trees_close(one, other, **tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

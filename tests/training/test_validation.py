@@ -6,7 +6,6 @@ from samon_jax.errors import UserError
 from samon_jax.training import setup
 from samon_jax.training.validation import validate
 
-
 NAN = float("nan")
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from samon_jax import models
-from samon_jax.training import checkpoints, loop, setup, workdir
+from samon_jax.training import batches, checkpoints, loop, setup, workdir
 from samon_jax.training.checkpoints import Checkpoints
 from samon_jax.training.config import default_config
 
@@ -62,6 +64,40 @@ def config(**fields) -> ConfigDict:
                 section = section[part]
             section[name] = value
     return config
+
+
+def rows_of(run, steps=1) -> np.ndarray:
+    """The examples of the first steps of a run: int32 [devices, steps, per_device]."""
+    return batches.epoch_rows(
+        run.config.seed,
+        0,
+        num_examples=len(run.dataset.train.labels),
+        batch_size=run.config.batch_size,
+        num_devices=len(run.devices),
+    )[:, :steps]
+
+
+def start(run) -> Any:
+    return batches.replicate(run.initial_state(), run.devices)
+
+
+def trained(run, steps=1) -> Any:
+    """State and metrics after the first steps of a run, in one call of its program."""
+    return run.programs.train((start(run), run.train_set), rows_of(run, steps))
+
+
+def walk(run, steps, program=None) -> tuple[Any, list[float]]:
+    """The same in calls of one step, which need one compilation: the last state, all losses."""
+    state, losses = start(run), []
+    for step in range(steps):
+        rows = rows_of(run, steps)[:, step : step + 1]
+        state, metrics = (program or run.programs.train)((state, run.train_set), rows)
+        losses.append(float(metrics.loss[0, 0]))
+    return state, losses
+
+
+def assert_trees_close(one, other, **tolerance) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
 
 
 def final_state(run, directory: Path) -> Any:

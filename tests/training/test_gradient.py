@@ -1,0 +1,164 @@
+"""The methods built on SAM, in whole training steps of the tiny model."""
+
+import jax
+import jax.flatten_util
+import numpy as np
+import pytest
+import tiny
+
+from samon_jax.training import setup
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+ALL = {"sam__mask": "all", "sam__rho": 0.3}
+
+
+@pytest.fixture(scope="module")
+def sam():
+    """Three steps of SAM."""
+    return tiny.walk(setup.set_up(tiny.config(**ALL)), 3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # These shares round to the whole batch.
+        {"sam__gsam_alpha": 1e-9, "sam__esam_beta": 1 - 1e-9, "sam__ascent_fraction": 0.999},
+        {"sam__esam_gamma": 0.999, "sam__sparse": "ssam_d", "sam__sparsity": 0.0},
+    ],
+)
+def test_at_trivial_settings_it_is_sam(sam, fields):
+    state, losses = tiny.walk(setup.set_up(tiny.config(**ALL, **fields)), 3)
+    tiny.assert_trees_close(state.params, sam[0].params, rtol=1e-3, atol=1e-5)
+    tiny.assert_trees_close(state.batch_stats, sam[0].batch_stats, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(losses, sam[1], rtol=1e-4)
+    assert int(state.correct_sum) == int(sam[0].correct_sum)
+    assert int(state.examples_sum) == 3 * 128
+
+
+def test_looksam_without_its_direction_is_sam_and_sgd_in_turn():
+    run = setup.set_up(tiny.config(**ALL, sam__look_every=2, sam__look_alpha=0.0))
+    state, _ = tiny.walk(run, 3)
+    reference = setup.set_up(tiny.config(**ALL))
+    expected, rows = tiny.start(reference), tiny.rows_of(reference, 3)
+    for step in range(3):
+        program = reference.programs.train if step % 2 == 0 else reference.programs.train_plain
+        expected, _ = program((expected, reference.train_set), rows[:, step : step + 1])
+    tiny.assert_trees_close(state.params, expected.params, rtol=1e-3, atol=1e-5)
+
+
+def test_looksam_repeats_the_direction_of_its_sharp_step():
+    """Liu et al. 2022, algorithm 1: g + α ‖g‖ / ‖g_v‖ g_v with g_v from the step before."""
+    run = setup.set_up(
+        tiny.config(**ALL, sam__look_every=5, data__crop_padding=0, optimizer__momentum=0.0)
+    )
+    rows = tiny.rows_of(run, 2)
+    start = tiny.start(run)
+    first, _ = run.programs.train((start, run.train_set), rows[:, :1])
+    second, _ = run.programs.train((first, run.train_set), rows[:, 1:])
+    g, g_sharp = gradients(run, start, rows[0, 0], 0.3)
+    g_v = g_sharp - (g_sharp @ g) / (g @ g) * g
+    g, _ = gradients(run, first, rows[0, 1], 0.3)
+    g = g + 0.7 * np.linalg.norm(g) / np.linalg.norm(g_v) * g_v
+    w = flat(first.params)
+    lr = second_learning_rate(run)
+    np.testing.assert_allclose(flat(second.params), w - lr * (g + 5e-4 * w), rtol=2e-3, atol=2e-5)
+
+
+def test_gsam_written_out():
+    """Zhuang et al. 2022, algorithm 1."""
+    run = setup.set_up(tiny.config(**ALL, sam__gsam_alpha=0.4, data__crop_padding=0))
+    start = tiny.start(run)
+    after, _ = tiny.trained(run)
+    g, g_sharp = gradients(run, start, tiny.rows_of(run)[0, 0], 0.3)
+    orthogonal = g - (g @ g_sharp) / (g_sharp @ g_sharp) * g_sharp
+    w = flat(start.params)
+    expected = w - 0.1 * (g_sharp - 0.4 * orthogonal + 5e-4 * w)
+    np.testing.assert_allclose(flat(after.params), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_esam_descends_on_the_examples_whose_loss_rises_most():
+    run = setup.set_up(tiny.config(**ALL, sam__esam_gamma=0.25, data__crop_padding=0))
+    start = tiny.start(run)
+    after, metrics = tiny.trained(run)
+    rows = tiny.rows_of(run)[0, 0]
+    losses = losses_of(run, start, rows)
+    params, unflatten = jax.flatten_util.ravel_pytree(jax.device_get(start.params))
+    g = np.asarray(jax.grad(lambda w: losses(unflatten(w)).mean())(params))
+    moved = params + 0.3 * g / np.linalg.norm(g)
+    rise = np.asarray(losses(unflatten(moved)) - losses(unflatten(params)))
+    chosen = np.argsort(-rise)[:32]
+    of_chosen = losses_of(run, start, rows[chosen])
+    g_sharp = np.asarray(jax.grad(lambda w: of_chosen(unflatten(w)).mean())(moved))
+    expected = params - 0.1 * (g_sharp + 5e-4 * params)
+    np.testing.assert_allclose(flat(after.params), expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(metrics.loss, [[losses(unflatten(params)).mean()]], rtol=1e-5)
+    assert int(after.examples_sum) == 128  # the clean pass sees them all
+
+
+def test_a_fraction_for_the_ascent_counts_what_it_sees():
+    """Accuracy and loss are those of the first 32 of 128 examples, the gradient is of all."""
+    config = tiny.config(**ALL, sam__ascent_fraction=0.25, data__crop_padding=0)
+    run = setup.set_up(config)
+    start = tiny.start(run)
+    after, metrics = tiny.trained(run)
+    rows = tiny.rows_of(run)[0, 0]
+    first, whole = losses_of(run, start, rows[:32]), losses_of(run, start, rows)
+    params, unflatten = jax.flatten_util.ravel_pytree(jax.device_get(start.params))
+    g = np.asarray(jax.grad(lambda w: first(unflatten(w)).mean())(params))
+    moved = params + 0.3 * g / np.linalg.norm(g)
+    g_sharp = np.asarray(jax.grad(lambda w: whole(unflatten(w)).mean())(moved))
+    expected = params - 0.1 * (g_sharp + 5e-4 * params)
+    np.testing.assert_allclose(flat(after.params), expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(metrics.loss, [[first(unflatten(params)).mean()]], rtol=1e-5)
+    assert int(after.examples_sum) == 32
+    np.testing.assert_allclose(metrics.accuracy, [[int(after.correct_sum) / 32]])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sam__mask": "all", "sam__gsam_alpha": 0.4, "sam__rho_min": 0.05, "sam__m": 64},
+        {"sam__mask": "all", "sam__esam_beta": 0.6, "sam__esam_gamma": 0.5, "norm_dropout": 0.1},
+        {"sam__mask": "only_norm", "sam__look_every": 3},
+        {"sam__mask": "only_norm", "sam__ascent_fraction": 0.25, "sam__batch_stats": "both"},
+        {"sam__mask": "all", "sam__sparse": "ssam_d", "sam__sparsity": 0.9},
+    ],
+)
+def test_on_two_devices_the_loss_falls_and_the_devices_agree(fields):
+    run = setup.set_up(tiny.config(num_devices=2, **fields))
+    state, losses = tiny.walk(run, 11)
+    assert np.mean(losses[-3:]) < 0.95 * losses[0]
+    for leaf in jax.tree.leaves(state):
+        one, other = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        np.testing.assert_array_equal(one, other)
+
+
+def losses_of(run, state, rows):
+    """Label-smoothed losses of some training examples as a function of the parameters."""
+    images = run.dataset.train.images[rows] / 255.0
+    images = ((images - run.dataset.mean) / run.dataset.std).astype(np.float32)
+    targets = 0.9 * np.eye(10)[run.dataset.train.labels[rows]] + 0.01
+
+    def losses(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, _ = tiny.Tiny(10).apply(variables, images, True, mutable=["batch_stats"])
+        return -(targets * jax.nn.log_softmax(logits)).sum(1)
+
+    return losses
+
+
+def gradients(run, state, rows, rho):
+    """Flat gradients at w and at w + ρ g / ‖g‖."""
+    losses = losses_of(run, state, rows)
+    params, unflatten = jax.flatten_util.ravel_pytree(jax.device_get(state.params))
+    gradient = jax.grad(lambda w: losses(unflatten(w)).mean())
+    g = np.asarray(gradient(params))
+    return g, np.asarray(gradient(params + rho * g / np.linalg.norm(g)))
+
+
+def flat(params):
+    return np.asarray(jax.flatten_util.ravel_pytree(jax.device_get(params))[0])
+
+
+def second_learning_rate(run):
+    return 0.05 * (1 + np.cos(np.pi / run.total_steps))
