@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import samon_jax as samon
 from samon_jax import sparse
+from tests import closed_form
 
 RHO = 0.3
 
@@ -153,6 +155,76 @@ def test_inside_value_and_grad(problem):
     epsilon, _ = tx.update(jax.grad(loss_fn)(params, x), state, params)
     want = jax.grad(loss_fn)(jax.tree.map(jnp.add, params, epsilon), x)
     np.testing.assert_allclose(flat(grads), flat(want), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["f", "d"])
+def test_sparsity_zero_descends_with_the_gradient_of_sam(kind):
+    x, y = closed_form.data(8)
+    tx = make(kind, 0.0)
+    fn = jax.jit(samon.value_and_grad(closed_form.loss_fn, tx))
+    state, v = tx.init(closed_form.PARAMS), closed_form.vector(closed_form.PARAMS)
+    epsilon = closed_form.sam_epsilon(closed_form.gradient(v, x, y), RHO, closed_form.ALL)
+    want = closed_form.gradient(v + epsilon, x, y)
+    for _ in range(2):  # the second update changes the mask of SSAM-D
+        _, grads, state = fn(closed_form.PARAMS, state, x, y)
+        np.testing.assert_allclose(closed_form.vector(grads), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_ssam_d_renews_its_mask_with_the_mean_gradient(how):
+    rng = np.random.default_rng(3)
+    params = {"w": jnp.ones(40)}
+    grads = jnp.float32(rng.normal(size=(4, 40)))
+    tx = sparse.ssam_d(
+        samon.variant("sam", RHO), 0.5, jax.random.key(1), total_updates=10, axis_name="d"
+    )
+    before = tx.init(params)._replace(count=jnp.int32(1))  # the first update changes nothing
+
+    def update(grads, state):
+        epsilon, state = tx.update({"w": grads}, state, params)
+        return epsilon["w"], state
+
+    if how == "pmap":
+        epsilon, state = jax.pmap(update, "d", in_axes=(0, None))(grads, before)
+        assert (np.asarray(state.mask["w"]) == np.asarray(state.mask["w"][0])).all()
+        mask = np.asarray(state.mask["w"][0])
+    else:
+        mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+
+        def local(grads, state):
+            epsilon, state = update(grads[0], state)
+            return epsilon[None], state
+
+        # Out spec P() is checked: a mask that differs between devices is refused.
+        run = jax.shard_map(local, mesh=mesh, in_specs=(P("d"), P()), out_specs=(P("d"), P()))
+        epsilon, state = jax.jit(run)(grads, before)
+        mask = np.asarray(state.mask["w"])
+    old = np.asarray(before.mask["w"])
+    size = np.where(old, np.abs(np.float64(grads).mean(0)), np.inf)
+    dropped = int(0.5 / 2 * (1 + np.cos(np.pi / 10)) * old.sum())
+    assert dropped > 3
+    np.testing.assert_array_equal(np.flatnonzero(old & ~mask), np.sort(np.argsort(size)[:dropped]))
+    each = np.float64(grads)
+    want = RHO * each / np.linalg.norm(each, axis=1, keepdims=True) * mask
+    np.testing.assert_allclose(epsilon, want, rtol=1e-5)  # ε is each device's own
+
+
+def test_ssam_d_over_devices_inside_value_and_grad():
+    x, y = closed_form.data(8)
+    tx = sparse.ssam_d(
+        samon.variant("sam", RHO), 0.4, jax.random.key(1), total_updates=10, axis_name="d"
+    )
+    fn = samon.value_and_grad(closed_form.loss_fn, tx, axis_name="d", m=1, batch_argnums=(0, 1))
+    run = jax.pmap(fn, "d", in_axes=(None, None, 0, 0), out_axes=(None, None, 0))
+    state, seen = tx.init(closed_form.PARAMS), set()
+    for _ in range(3):
+        _, _, everyone = run(closed_form.PARAMS, state, x.reshape(4, 2, 3), y.reshape(4, 2))
+        masks = np.stack([flat(jax.tree.map(lambda m, d=d: m[d], everyone.mask)) for d in range(4)])
+        assert (masks == masks[0]).all()
+        assert masks[0].sum() == 3
+        seen.add(masks[0].tobytes())
+        state = jax.tree.map(lambda leaf: leaf[0], everyone)
+    assert len(seen) > 1
 
 
 @pytest.mark.parametrize(
