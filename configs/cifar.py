@@ -8,8 +8,10 @@ Vision Transformers with AdamW as in appendix A.1 (ρ: search space in Table 7):
     python main.py --workdir=runs/vit \
         --config=configs/cifar.py:model=vit-t,optimizer=adamw,variant=sam,mask=only_norm,rho=5
 
-Any field can be overridden besides: --config.sam.rho=0.5. Quote what the shell would change:
---config='configs/cifar.py:mask=only_norm_in:stage[23]'.
+Any field can be overridden besides, as those of the ablations (B.7 to B.9) and of other methods:
+--config.fix_norm=True --config.sam.mask=all, --config.optimizer.decay=no_norm,
+--config.sam.sparse=ssam_f --config.sam.mask=all; see default_config. Quote what the shell would
+change: --config='configs/cifar.py:mask=only_norm_in:stage[23]'.
 """
 
 import re

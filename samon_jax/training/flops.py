@@ -1,5 +1,7 @@
 """How much work a training step is, by XLA's count."""
 
+from typing import Any
+
 import numpy as np
 
 from samon_jax.training.setup import Run
@@ -16,9 +18,16 @@ def flops_per_step(run: Run, *, perturb: bool = True) -> float | None:
       perturb: False for the plain gradient instead of the configured step.
 
     Returns:
-      The count, or None where the backend does not say.
+      The count, or None where the backend does not say; for LookSAM, the mean over its steps.
     """
-    program = run.programs.train if perturb else run.programs.train_plain
+    if perturb and run.programs.look is not None:
+        plain, sharp = (_flops(run, program) for program in run.programs.look)
+        every = run.config.sam.look_every
+        return None if plain is None or sharp is None else ((every - 1) * plain + sharp) / every
+    return _flops(run, run.programs.train if perturb else run.programs.train_plain)
+
+
+def _flops(run: Run, program: Any) -> float | None:
     state = run.template()
     rows = np.zeros((len(run.devices), 1, run.config.batch_size // len(run.devices)), np.int32)
     lowered = program.lower((state, run.train_set), rows)

@@ -97,7 +97,11 @@ def plain_gradient(losses_fn: LossesFn, axis_name: str) -> GradientFn:
 
 
 def sharp_gradient(
-    config: ConfigDict | FrozenConfigDict, losses_fn: LossesFn, ascent: Ascent, axis_name: str
+    config: ConfigDict | FrozenConfigDict,
+    losses_fn: LossesFn,
+    ascent: Ascent,
+    axis_name: str,
+    look: str = "value_and_grad",
 ) -> GradientFn:
     """The gradient of the method that `config.sam` describes.
 
@@ -106,6 +110,7 @@ def sharp_gradient(
       losses_fn: as for `plain_gradient`.
       ascent: perturbation.
       axis_name: mapped axis over devices.
+      look: which function of `samon_jax.LookSam` to take, if the method is LookSAM.
 
     Returns:
       A function of state and batch.
@@ -117,7 +122,7 @@ def sharp_gradient(
         transform: optax.GradientTransformation,
     ) -> Callable[..., tuple[Any, PyTree, PyTree]]:
         if sam.look_every > 1:
-            return _looksam(config, _mean(losses_fn), transform, axis_name).value_and_grad
+            return getattr(_looksam(config, _mean(losses_fn), transform, axis_name), look)
         if sam.esam_gamma < 1:
             return samon.esam(
                 losses_fn,
@@ -181,6 +186,8 @@ def _looksam(
         alpha=config.sam.look_alpha,
         has_aux=True,
         axis_name=axis_name,
+        m=config.sam.m or None,
+        batch_argnums=0,
     )
 
 

@@ -152,7 +152,6 @@ def train_members(
 
     with _stop_signals() as signals:
         for epoch in range(step // run.steps_per_epoch, config.epochs):
-            program = programs.train if _perturbs(config, epoch) else programs.train_plain
             if step % run.steps_per_epoch == 0 and _renews_mask(config, epoch):
                 rows = layout.join([_fisher_rows(member.run, epoch) for member in members])
                 state = programs.renew_mask((state, run.train_set), rows)
@@ -162,6 +161,7 @@ def train_members(
             for start, stop in batches.chunks(
                 length, step % run.steps_per_epoch, run.steps_per_epoch
             ):
+                program = _program(run, programs, step, stop - start, layout)
                 state, metrics = program((state, run.train_set), rows[..., start:stop, :])
                 if previous is None:
                     # The first call may compile: wait for it, and measure the speed from here.
@@ -245,6 +245,16 @@ def _fisher_rows(run: Run, epoch: int) -> np.ndarray:
         samples=run.config.sam.fisher_samples,
         num_devices=len(run.devices),
     )
+
+
+def _program(run: Run, programs: Programs, step: int, steps: int, layout: Layout) -> Any:
+    """The program for a call of so many steps after `step`."""
+    if not _perturbs(run.config, step // run.steps_per_epoch):
+        return programs.train_plain
+    if programs.look is not None and steps == 1 and layout is ALONE:
+        perturbed = step - run.config.sam.start * run.steps_per_epoch
+        return programs.look[perturbed % run.config.sam.look_every == 0]
+    return programs.train
 
 
 def _perturbs(config: ConfigDict, epoch: int) -> bool:

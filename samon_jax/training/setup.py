@@ -77,6 +77,9 @@ class Programs:
       evaluate: `evaluate((params, batch_stats, test_set), (rows, valid)) -> sums`.
       step: what `train` runs on every device; see `make_train_step`.
       step_plain: what `train_plain` runs.
+      look: for LookSAM, else None: (plain, sharp), the two kinds of steps that `train` chooses
+        from, for callers that know which is due. On CPU, XLA runs convolutions inside the branches
+        of a program several times slower.
       renew_mask: `renew_mask((state, train_set), rows) -> state` for "ssam_f", else None; `rows`
         int32 [devices, 1, samples].
       renew_step: what `renew_mask` runs.
@@ -88,6 +91,7 @@ class Programs:
     evaluate: Callable[..., Any]
     step: Callable[..., Any]
     step_plain: Callable[..., Any]
+    look: tuple[Any, Any] | None = None
     renew_mask: Any = None
     renew_step: Any = None
 
@@ -234,7 +238,7 @@ def _programs(
     optimizer = make_optimizer(config, steps_per_epoch)
     ascent = make_ascent(config, steps_per_epoch, axis_name="batch")
 
-    def train_step(ascent: Ascent | None) -> Callable[..., Any]:
+    def train_step(ascent: Ascent | None, look: str = "value_and_grad") -> Callable[..., Any]:
         return make_train_step(
             config,
             model=model,
@@ -243,6 +247,7 @@ def _programs(
             mean=mean,
             std=std,
             steps_per_epoch=steps_per_epoch,
+            look=look,
         )
 
     init = functools.partial(
@@ -252,6 +257,10 @@ def _programs(
         init_ascent=make_ascent_init(config, ascent),
         image_shape=image_shape,
     )
+    look = None
+    if ascent is not None and config.sam.look_every > 1:
+        plain, sharp = (parallel(train_step(ascent, kind), devices) for kind in ("plain", "sharp"))
+        look = plain, sharp
     renew_step = None
     if ascent is not None and config.sam.sparse == "ssam_f":
         renew_step = make_mask_renewal(
@@ -266,6 +275,7 @@ def _programs(
         evaluate=parallel(eval_step, devices, out_axes=None),
         step=step,
         step_plain=step_plain,
+        look=look,
         renew_mask=parallel(renew_step, devices, out_axes=None) if renew_step else None,
         renew_step=renew_step,
     )

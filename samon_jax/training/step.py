@@ -102,6 +102,7 @@ def make_train_step(
     std: tuple[float, ...],
     steps_per_epoch: int,
     axis_name: str = "batch",
+    look: str = "value_and_grad",
 ) -> Callable[[tuple[TrainState, Examples], jax.Array], tuple[TrainState, StepMetrics]]:
     """Builds the training step of one device; run it under `jax.pmap` or `jax.shard_map`.
 
@@ -114,6 +115,7 @@ def make_train_step(
       std: per channel, of images in [0, 1].
       steps_per_epoch: steps in one epoch.
       axis_name: mapped axis over devices.
+      look: with LookSAM, "sharp" or "plain" builds a step that is always of that kind.
 
     Returns:
       `step((state, train_set), rows) -> (state, metrics)`. `rows` int32 [steps, per_device] are the
@@ -136,7 +138,7 @@ def make_train_step(
     if ascent is None:
         gradient = plain_gradient(losses_fn, axis_name)
     else:
-        gradient = sharp_gradient(config, losses_fn, ascent, axis_name)
+        gradient = sharp_gradient(config, losses_fn, ascent, axis_name, look)
 
     def load(state: TrainState, train: Examples, rows: jax.Array) -> _Batch:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)

@@ -186,12 +186,6 @@ def _validate_combinations(config: ConfigDict) -> None:
             "the direction that is reused must come from the whole batch",
         ),
         (
-            looks and sam.m > 0,
-            "sam.m",
-            "sam.look_every",
-            "the steps between would need a direction for each part of the batch",
-        ),
-        (
             looks and sam.ascent_fraction < 1,
             "sam.ascent_fraction",
             "sam.look_every",

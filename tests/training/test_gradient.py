@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from samon_jax.training import setup
+from samon_jax.training import loop, setup
+from samon_jax.training.flops import flops_per_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ALL = {"sam__mask": "all", "sam__rho": 0.3}
@@ -62,6 +63,35 @@ def test_looksam_repeats_the_direction_of_its_sharp_step():
     w = flat(first.params)
     lr = second_learning_rate(run)
     np.testing.assert_allclose(flat(second.params), w - lr * (g + 5e-4 * w), rtol=2e-3, atol=2e-5)
+
+
+def test_looksam_step_by_step():
+    """The two programs for single steps, chosen by the loop, do what the one with a branch does."""
+    run = setup.set_up(tiny.config(**ALL, sam__look_every=2, sam__m=64))
+    expected, _ = tiny.walk(run, 3)
+    state, rows = tiny.start(run), tiny.rows_of(run, 3)
+    for step in range(3):
+        program = loop._program(run, run.programs, step, 1, loop.ALONE)
+        assert program is run.programs.look[step % 2 == 0]
+        state, _ = program((state, run.train_set), rows[:, step : step + 1])
+    tiny.assert_trees_close(state.params, expected.params, rtol=1e-3, atol=1e-5)
+    tiny.assert_trees_close(state.ascent_state, expected.ascent_state, rtol=1e-2, atol=1e-3)
+
+
+def test_looksam_counts_from_the_first_perturbed_step():
+    run = setup.set_up(tiny.config(sam__look_every=5, sam__start=1))
+    programs = [loop._program(run, run.programs, step, 1, loop.ALONE) for step in range(22)]
+    plain, sharp = run.programs.look
+    assert programs[:11] == [run.programs.train_plain] * 11
+    assert programs[11:] == [plain if i % 5 else sharp for i in range(11)]
+    assert loop._program(run, run.programs, 11, 4, loop.ALONE) is run.programs.train
+
+
+def test_flops_of_looksam_are_the_mean_over_its_steps():
+    """A sharp step is two of SGD, since it needs both whole gradients."""
+    run = setup.set_up(tiny.config(**ALL, sam__look_every=5))
+    ratio = flops_per_step(run) / flops_per_step(run, perturb=False)
+    assert pytest.approx(ratio, abs=0.05) == 1.2
 
 
 def test_gsam_written_out():

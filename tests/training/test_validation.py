@@ -107,7 +107,6 @@ def test_each_bad_value_is_one_clear_line(fields, words):
         ),
         ({"sam__gsam_alpha": 0.1, "sam__look_every": 2}, ["sam.gsam_alpha=0.1"]),
         ({"sam__esam_gamma": 0.5, "sam__look_every": 2}, ["sam.esam_gamma=0.5"]),
-        ({"sam__m": 64, "sam__look_every": 2}, ["sam.m=64", "sam.look_every=2"]),
         ({"sam__ascent_fraction": 0.5, "sam__look_every": 2}, ["sam.ascent_fraction=0.5"]),
         ({"sam__batch_stats": "both", "sam__look_every": 2}, ["sam.batch_stats='both'"]),
         ({"sam__m": 64, "sam__esam_gamma": 0.5}, ["sam.m=64", "sam.esam_gamma=0.5"]),
@@ -137,7 +136,7 @@ def test_contradicting_switches_are_one_clear_line(fields, words):
         {"sam__gsam_alpha": 0.4, "sam__m": 32},
         {"sam__esam_gamma": 0.5, "sam__esam_beta": 0.5},
         {"sam__ascent_fraction": 0.25, "sam__m": 64},
-        {"sam__look_every": 5},
+        {"sam__look_every": 5, "sam__m": 32},
     ],
 )
 def test_combinations_that_make_sense(fields):
