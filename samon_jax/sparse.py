@@ -99,6 +99,10 @@ def ssam_d(
     selected entries with the smallest |gradient| leaves the mask, and the same number of unselected
     ones, drawn uniformly, enters.
 
+    It reads the gradients of all parameters, so that nothing is saved in the first pass, whatever
+    the mask of `ascent`. With `m` parts of a batch, each follows its own gradients within the step;
+    the mask that stays is that of their mean.
+
     Args:
       ascent: transform from gradients to ε of all parameters.
       sparsity: share of entries left unperturbed, in [0, 1].

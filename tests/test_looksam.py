@@ -202,6 +202,17 @@ def test_rounding_is_no_direction():
     np.testing.assert_allclose(plain, w, rtol=1e-6)
 
 
+def test_a_tiny_radius_has_a_direction():
+    """Where g_v is but a millionth of g, and more than rounding of their difference."""
+    w, rho = np.float64(np.float32(W)), 3e-6
+    direction = run(bowl, {"w": jnp.float32(w)}, rho)[2]
+    g = CURVATURE * w
+    rise = rho * CURVATURE * g / np.linalg.norm(g)
+    g_v = rise - (rise @ g) / (g @ g) * g
+    assert np.linalg.norm(g_v) < 4e-6 * np.linalg.norm(g)
+    assert np.linalg.norm(direction - g_v) < 0.15 * np.linalg.norm(g_v)
+
+
 def test_zero_gradient():
     sharp, plain, direction = run(bowl, {"w": jnp.zeros(3)})
     for leaf in (sharp, plain, direction):
@@ -235,9 +246,9 @@ def test_half_precision_adds_up_in_float32():
     w = np.float64(jnp.bfloat16(1) + jnp.asarray(20 * g / np.linalg.norm(g), jnp.bfloat16))
     g_s = g * w
     g_v = g_s - (g_s @ g) / (g @ g) * g
-    np.testing.assert_allclose(direction, g_v, rtol=0.02, atol=0.005)
-    want = g + ALPHA * np.linalg.norm(g) / np.linalg.norm(g_v) * g_v
-    np.testing.assert_allclose(plain, want, rtol=0.03)
+    np.testing.assert_allclose(direction, g_v, rtol=2**-8)  # rounded once
+    want = g + ALPHA * np.linalg.norm(g) / np.linalg.norm(direction) * direction
+    np.testing.assert_allclose(plain, want, rtol=2**-8)
 
 
 @pytest.mark.parametrize(
