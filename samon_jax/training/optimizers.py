@@ -22,8 +22,9 @@ def make_schedule(config: ConfigDict | FrozenConfigDict, steps_per_epoch: int) -
 
     Example:
       >>> from samon_jax.training.config import default_config
-      >>> float(make_schedule(default_config(), steps_per_epoch=10)(1000))  # half way
-      0.05
+      >>> schedule = make_schedule(default_config(), steps_per_epoch=10)
+      >>> print(f"{schedule(1000):.3f}")  # half way
+      0.050
     """
     lr, end = config.optimizer.lr, config.schedule.end_lr
     warmup = round(config.schedule.warmup_epochs * steps_per_epoch)
