@@ -3,6 +3,7 @@
     python main.py --config=configs/digits.py --workdir=runs/digits
     python main.py --mode=eval --workdir=runs/digits --checkpoint=best
     python main.py --mode=analyze --workdir=runs/digits --workdir=runs/sgd
+    python main.py --mode=reproduce --table=1 --workdir=runs/table1
 
 An interrupted run continues when it is started again with the same arguments.
 """
@@ -45,6 +46,10 @@ def run(argv: Sequence[str]) -> None:
 
         out = Path(arguments.out) if arguments.out else None
         analyze(workdirs, out, which=arguments.checkpoint)
+    elif arguments.mode == "reproduce":
+        from samon_jax.paper.reproduce import run_command
+
+        run_command(arguments.reproduce, workdirs)
     elif arguments.config.compare.seeds:
         compare(arguments.config, workdirs[0])
     else:

@@ -21,12 +21,14 @@ class Arguments:
     """What the command line asks for.
 
     Attributes:
-      mode: "train", "eval" or "analyze".
-      workdirs: work directories; one, but for mode "analyze".
+      mode: "train", "eval", "analyze" or "reproduce".
+      workdirs: work directories; one, but for mode "analyze", and none for a list of tables.
       config: complete config; but in mode "train", the default one with the overrides.
       overrides: the fields given as --config.<field>, for mode "eval".
       checkpoint: "best" or "newest", but for mode "train".
       out: folder of the report of mode "analyze", or None.
+      reproduce: what mode "reproduce" re-runs: the arguments of `samon_jax.paper.reproduce.Request`
+        that were given, and "list".
     """
 
     mode: str
@@ -35,6 +37,7 @@ class Arguments:
     overrides: Mapping[str, Any]
     checkpoint: str
     out: str | None
+    reproduce: Mapping[str, Any]
 
 
 def parse(argv: Sequence[str], usage: str | None = None) -> Arguments:
@@ -73,13 +76,16 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Arguments:
     overrides = _override(config, [program, *rest])
     if values.mode != "train":
         _check_reading(values.mode, values.config, overrides)
-    if not all(workdirs) or not workdirs:
+    reproduce = _reproduce(values)
+    if (not all(workdirs) or not workdirs) and not reproduce.get("list"):
         raise UserError("--workdir is missing; it names the folder that receives the results")
     if len(workdirs) > 1 and values.mode != "analyze":
         raise UserError(
             f"--workdir={workdirs[1]} is one too many; only --mode=analyze takes several"
         )
-    return Arguments(values.mode, workdirs, config, overrides, values.checkpoint, values.out)
+    return Arguments(
+        values.mode, workdirs, config, overrides, values.checkpoint, values.out, reproduce
+    )
 
 
 def load_config(argument: str) -> ConfigDict:
@@ -127,8 +133,9 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_multi_string(
         "workdir", None, "Folder of the results; analyze takes several.", flag_values=values
     )
-    modes = ["train", "eval", "analyze"]
+    modes = ["train", "eval", "analyze", "reproduce"]
     flags.DEFINE_enum("mode", "train", modes, "What to do.", flag_values=values)
+    _define_reproduce(values)
     flags.DEFINE_enum(
         "checkpoint",
         "newest",
@@ -137,6 +144,60 @@ def _define() -> flags.FlagValues:
         flag_values=values,
     )
     return values
+
+
+def _define_reproduce(values: flags.FlagValues) -> None:
+    """The flags of mode "reproduce"; those not given are None."""
+    for name, text in (
+        ("table", "reproduce: a table or figure, as 1, table1 or figure3, or all of them: all."),
+        ("rows", "reproduce: only these rows, separated by commas."),
+        ("columns", "reproduce: only these columns, separated by commas."),
+    ):
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    for name, text in (
+        ("seeds", "reproduce: runs of each cell; by default as in the paper."),
+        ("epochs", "reproduce: length of the runs; by default as in the paper."),
+    ):
+        flags.DEFINE_integer(name, None, text, flag_values=values)
+    flags.DEFINE_enum(
+        "scale",
+        None,
+        ["full", "smoke"],
+        "reproduce: smoke only proves that it runs.",
+        flag_values=values,
+    )
+    for name, text in (
+        ("search", "reproduce: where rho is not known, try what the papers tried."),
+        ("list", "reproduce: show tables, cells and costs, and train nothing."),
+    ):
+        flags.DEFINE_boolean(name, None, text, flag_values=values)
+
+
+def _reproduce(values: flags.FlagValues) -> dict[str, Any]:
+    """The flags of mode "reproduce" that were given, checked."""
+    names = ("table", "rows", "columns", "seeds", "epochs", "scale", "search", "list")
+    given: dict[str, Any] = {
+        name: values[name].value for name in names if values[name].value is not None
+    }
+    if values.mode != "reproduce":
+        for name, value in given.items():
+            raise UserError(f"--{name}={value} is only allowed with --mode=reproduce")
+        return {}
+    for name in ("seeds", "epochs"):
+        if given.get(name, 1) < 1:
+            raise UserError(f"--{name}={given[name]} is not allowed; it must be an integer >= 1")
+    if "table" not in given and not given.get("list"):
+        raise UserError(
+            "--table is missing, for example --table=1 or --table=figure3; --list shows all"
+        )
+    if given.get("scale") == "smoke":
+        for name in ("seeds", "epochs", "search"):
+            if name in given:
+                raise UserError(f"--{name}={given[name]} has no effect with --scale=smoke")
+    for name in ("rows", "columns"):
+        if name in given:
+            given[name] = tuple(part for text in given[name].split(",") if (part := text.strip()))
+    return given
 
 
 def _override(config: ConfigDict, argv: Sequence[str]) -> dict[str, Any]:
@@ -166,15 +227,20 @@ def _check_field_exists(config: ConfigDict, argument: str) -> None:
 
 
 def _check_reading(mode: str, config: str | None, overrides: Mapping[str, Any]) -> None:
-    """Refuses what a mode that reads finished runs would ignore."""
+    """Refuses what a mode that has its configs from elsewhere would ignore."""
     allowed = EVAL_FIELDS if mode == "eval" else ()
     refused = [f"--config={config}"] if config else []
     refused += [f"--config.{field}" for field in overrides if field not in allowed]
     if refused:
         fields = " and ".join(f"--config.{field}" for field in allowed)
+        source = (
+            "has the configs of the papers"
+            if mode == "reproduce"
+            else "reads the config of the run from its --workdir"
+        )
         raise UserError(
-            f"{refused[0]} is not allowed with --mode={mode}, which reads the config of the run "
-            "from its --workdir" + (f"; only {fields} can be given" if fields else "")
+            f"{refused[0]} is not allowed with --mode={mode}, which {source}"
+            + (f"; only {fields} can be given" if fields else "")
         )
 
 

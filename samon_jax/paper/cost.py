@@ -1,0 +1,137 @@
+"""What it costs to re-run a table: operations by XLA's count of a forward pass."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from samon_jax import models
+from samon_jax.paper.grid import Cell, Table
+from samon_jax.paper.runs import cell_config, radii
+from samon_jax.training.reporting import say
+
+TRAIN_EXAMPLES, TEST_EXAMPLES = 50_000, 10_000  # of CIFAR
+_CLASSES = {"cifar10": 10, "cifar100": 100}
+_EXA, _TEN_TERA_HOURS = 1e18, 1e13 * 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The runs of some cells.
+
+    Attributes:
+      runs: number of runs.
+      operations: floating-point operations, multiply and add counted as two.
+    """
+
+    runs: int = 0
+    operations: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.runs + other.runs, self.operations + other.operations)
+
+
+@functools.cache
+def forward_operations(model: str, num_classes: int) -> float:
+    """Floating-point operations of one forward pass of one 32x32 image.
+
+    XLA counts them in the program as it is handed over; nothing is compiled or computed.
+
+    Args:
+      model: a name that `samon_jax.models.create` knows.
+      num_classes: number of logits.
+    """
+    module = models.create(model, num_classes)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(
+        functools.partial(module.init, train=False), jax.random.key(0), images
+    )
+    forward = jax.jit(functools.partial(module.apply, train=False))
+    cost: Any = forward.lower(variables, images).cost_analysis()
+    return float(cost["flops"])
+
+
+def step_factor(settings: Any) -> float:
+    """Operations of a training step in forward passes of its batch.
+
+    The base optimizer takes 3: the forward pass and two products of its size, for the gradients of
+    activations and of weights. SAM does that twice. The first pass of SAM-ON lacks the products for
+    the weights; if it perturbs only the norms of the last k of three stages, which cost about
+    the same, both passes share the rest of the forward pass. Where only norm parameters are
+    trained, no pass has products for weights.
+
+    Args:
+      settings: fields of a config, as in `Cell.settings`.
+
+    Example:
+      >>> step_factor({"sam.variant": "sam", "sam.mask": "only_norm"})
+      5.0
+    """
+    gradient = 2.0 if settings.get("train_only_norm") else 3.0
+    if settings["sam.variant"] == "none":
+        return gradient
+    mask = settings["sam.mask"]
+    if mask.startswith("only_norm"):
+        stages = {"only_norm_in:stage3": 1, "only_norm_in:stage[23]": 2}.get(mask, 3)
+        return gradient + 2 * stages / 3
+    return 2 * gradient
+
+
+def run_operations(cell: Cell, epochs: int | None = None) -> float:
+    """Floating-point operations of one run: all steps and an evaluation per epoch."""
+    config = cell_config(cell, 0.0, 0, epochs)
+    forward = forward_operations(config.model, _CLASSES[config.data.name])
+    trained = TRAIN_EXAMPLES // config.batch_size * config.batch_size
+    per_epoch = trained * step_factor(cell.settings) + TEST_EXAMPLES
+    return config.epochs * per_epoch * forward
+
+
+def cell_cost(cell: Cell, seeds: int, epochs: int | None, *, search: bool) -> Cost:
+    """The runs of a cell; without `search`, none where ρ is not known."""
+    if cell.rho.kind == "search":
+        runs = len(cell.rho.values) + seeds - 1 if search else 0
+    else:
+        runs = len(radii(cell)) * seeds
+    return Cost(runs, runs * run_operations(cell, epochs) if runs else 0.0)
+
+
+def listing(tables: Sequence[Table], *, seeds: int | None, epochs: int | None) -> str:
+    """What there is, and what it costs, as a text table.
+
+    Args:
+      tables: to be listed.
+      seeds: runs per cell; None = as each table says.
+      epochs: None = those of the paper.
+    """
+    names = {(c.settings["model"], c.settings["data.name"]) for t in tables for c in t.cells}
+    say(f"counting the operations of {len(names)} networks ...")
+    lines = [
+        f"{'':<13} {'':>5}  {'without --search':^22}  {'with --search':^29}",
+        f"{'name':<13} {'cells':>5}  {'runs':>5} {'EFLOP':>7} {'hours':>8}  "
+        f"{'runs':>5} {'EFLOP':>7} {'hours':>8}         what",
+    ]
+    for table in tables:
+        costs = [
+            _sum(
+                cell_cost(cell, seeds or table.seeds, epochs, search=search) for cell in table.cells
+            )
+            for search in (False, True)
+        ]
+        shown = "  ".join(
+            f"{cost.runs:>5} {cost.operations / _EXA:>7.3g} "
+            f"{cost.operations / _TEN_TERA_HOURS:>8.3g}"
+            for cost in costs
+        )
+        lines.append(f"{table.name:<13} {len(table.cells):>5}  {shown}         {table.title}")
+    lines.append(
+        "hours: of a device that does 10 TFLOP/s all the time. Runs that tables in one work "
+        "directory have in common are trained once."
+    )
+    return "\n".join(lines)
+
+
+def _sum(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, Cost())

@@ -1,0 +1,236 @@
+"""The command that re-runs tables and figures of the papers."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from samon_jax.errors import UserError
+from samon_jax.paper import results
+from samon_jax.paper.catalog import find
+from samon_jax.paper.cost import listing
+from samon_jax.paper.drawing import draw
+from samon_jax.paper.grid import Cell, Table
+from samon_jax.paper.results import Result
+from samon_jax.paper.runs import Finished, Runs, radii
+from samon_jax.paper.smoke import Smoke, processes, quick_compilation
+from samon_jax.training import workdir
+from samon_jax.training.reporting import say
+
+# The cells to re-run, by table.
+Selection = list[tuple[Table, tuple[Cell, ...]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to re-run.
+
+    Attributes:
+      table: "1", "table1", "figure3", "all", ...
+      rows: names of rows; none = all.
+      columns: names of columns; none = all.
+      seeds: runs per cell; None = as the paper.
+      epochs: None = as the paper.
+      scale: "full", or "smoke" to prove that everything runs.
+      search: also train cells whose ρ the papers do not tell, with all values they tried.
+    """
+
+    table: str
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    seeds: int | None = None
+    epochs: int | None = None
+    scale: str = "full"
+    search: bool = False
+
+    def selected(self) -> Selection:
+        """The cells to re-run, by table.
+
+        Raises:
+          UserError: there is no such table, row or column.
+        """
+        tables = find(self.table)
+        if len(tables) > 1 and (self.rows or self.columns):
+            raise UserError("--rows and --columns need one --table, not all of them")
+        return [(table, table.select(self.rows, self.columns)) for table in tables]
+
+
+def run_command(given: Mapping[str, Any], workdirs: Sequence[Path]) -> None:
+    """What main.py does in mode "reproduce".
+
+    Args:
+      given: arguments of `Request`, and "list" to show what there is instead.
+      workdirs: one work directory; none for the list.
+
+    Raises:
+      UserError: as `reproduce`.
+    """
+    given = dict(given)
+    listed = given.pop("list", False)
+    request = Request(**({"table": "all"} | given))
+    if listed:
+        say(listing(find(request.table), seeds=request.seeds, epochs=request.epochs))
+    else:
+        reproduce(request, workdirs[0])
+
+
+def reproduce(request: Request, directory: Path) -> None:
+    """Trains the chosen cells, or proves that they run, and writes the tables.
+
+    A run goes to <table>/<row>/<column>/rho<ρ>/seed<k>. Finished runs are not repeated, and others
+    continue. After every cell, <table>.md, .json and .png show what there is so far, of all cells.
+
+    Args:
+      request: what to re-run.
+      directory: work directory.
+
+    Raises:
+      UserError: the request is not possible, or cells failed; the others are finished then.
+    """
+    selected = request.selected()
+    with workdir.writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    if request.scale == "smoke":
+        failed, files = _smoke(selected, directory)
+    else:
+        failed, files = _train(selected, request, directory)
+    if failed:
+        raise UserError(
+            f"{failed} of {sum(len(cells) for _, cells in selected)} cells failed; "
+            f"{', '.join(map(str, files))} say why"
+        )
+
+
+def cell_result(table: Table, cell: Cell, runs: Runs, *, error: str = "") -> Result:
+    """What the finished runs say about a cell.
+
+    Args:
+      table: of the cell.
+      cell: of the table.
+      runs: that are finished.
+      error: why training it failed, if it did.
+    """
+    seeds = runs.seeds(table)
+    found: dict[float, list[Finished]] = {
+        rho: [run for seed in seeds if (run := runs.find(cell, rho, seed))] for rho in radii(cell)
+    }
+    found = {rho: finished for rho, finished in found.items() if finished}
+    if cell.rho.kind == "sweep":
+        chosen, complete = None, all(len(found.get(rho, ())) == len(seeds) for rho in radii(cell))
+    else:
+        chosen = radii(cell)[0] if cell.rho.kind != "search" else best_rho(cell, found)
+        complete = chosen is not None and len(found.get(chosen, ())) == len(seeds)
+    if error:
+        return Result(cell, found, chosen, "failed", error)
+    if complete:
+        reason = "" if cell.rho.kind != "search" else _of_search(cell)
+        return Result(cell, found, chosen, "finished", reason)
+    if cell.rho.kind == "search" and not found:
+        tries = ", ".join(f"{rho:g}" for rho in cell.rho.values)
+        return Result(cell, found, None, "rho unknown", f"--search tries {tries}")
+    return Result(cell, found, chosen, "not finished")
+
+
+def best_rho(cell: Cell, found: Mapping[float, Sequence[Finished]]) -> float | None:
+    """The ρ with the best test accuracy of the first seed; the smallest of equal ones.
+
+    Args:
+      cell: whose ρ is searched.
+      found: finished runs by ρ.
+
+    Returns:
+      None until every ρ has been tried.
+    """
+    first = {rho: runs[0].accuracy for rho, runs in found.items() if runs[0].seed == 0}
+    if len(first) < len(cell.rho.values):
+        return None
+    return max(first, key=lambda rho: (first[rho], -rho))
+
+
+def _of_search(cell: Cell) -> str:
+    return f"best test accuracy of seed 0 among {len(cell.rho.values)} values of ρ"
+
+
+def _train(selected: Selection, request: Request, directory: Path) -> tuple[int, list[Path]]:
+    runs = Runs(directory, request.epochs, request.seeds)
+    failed, files = 0, []
+    for table, cells in selected:
+        errors: dict[int, str] = {}
+        path = directory / f"{table.name}.md"
+        _write(table, runs, errors, request, path)
+        for number, cell in enumerate(cells, start=1):
+            name = f"{table.name}, {cell.row.text}, {cell.column.text} ({number} of {len(cells)})"
+            before = cell_result(table, cell, runs)
+            if before.state == "finished":
+                say(f"{name}: finished")
+                continue
+            if cell.rho.kind == "search" and not request.search:
+                say(f"{name}: rho unknown, left out; --search would try {len(radii(cell))} values")
+                continue
+            say(name)
+            if error := _train_cell(table, cell, runs):
+                say(f"{name}: failed: {error}")
+                errors[id(cell)] = error
+            _write(table, runs, errors, request, path)
+        if errors:
+            failed += len(errors)
+            files.append(path)
+        say(f"{table.name}: {path}")
+    return failed, files
+
+
+def _train_cell(table: Table, cell: Cell, runs: Runs) -> str:
+    """Trains what is missing of a cell; returns the first error, or ""."""
+    seeds = runs.seeds(table)
+    errors = []
+
+    def finish(wanted: list[tuple[float, int]]) -> None:
+        try:
+            runs.finish(table, cell, wanted)
+        except UserError as error:
+            errors.append(str(error))
+
+    if cell.rho.kind == "search":
+        finish([(rho, 0) for rho in radii(cell)])
+        best = cell_result(table, cell, runs).chosen
+        if best is not None:
+            finish([(best, seed) for seed in seeds])
+    else:
+        for rho in radii(cell):
+            finish([(rho, seed) for seed in seeds])
+    return errors[0] if errors else ""
+
+
+def _write(
+    table: Table, runs: Runs, errors: Mapping[int, str], request: Request, path: Path
+) -> None:
+    found = [cell_result(table, cell, runs, error=errors.get(id(cell), "")) for cell in table.cells]
+    seeds = len(runs.seeds(table))
+    workdir.write_text(path, results.markdown(table, found, epochs=request.epochs, seeds=seeds))
+    workdir.write_json(
+        path.with_suffix(".json"),
+        results.to_json(table, found, epochs=request.epochs, seeds=seeds),
+    )
+    note = f" ({request.epochs} epochs)" if request.epochs else ""
+    with workdir.writing(path.with_suffix(".png")):
+        draw(table, found, path.with_suffix(".png"), note=note)
+
+
+def _smoke(selected: Selection, directory: Path) -> tuple[int, list[Path]]:
+    failed, files = 0, []
+    with quick_compilation(), contextlib.closing(Smoke(directory, processes())) as smoke:
+        smoke.begin(cell for _, cells in selected for cell in cells)
+        for table, cells in selected:
+            reasons = {}
+            for cell in cells:
+                reasons[cell.row.text, cell.column.text] = reason = smoke.prove(cell)
+                say(f"{table.name}, {cell.row.text}, {cell.column.text}: {reason or 'ok'}")
+            path = directory / f"{table.name}.smoke.md"
+            workdir.write_text(path, results.smoke_markdown(table, reasons))
+            bad = sum(map(bool, reasons.values()))
+            say(f"{table.name}: {len(cells) - bad} of {len(cells)} cells are ok; {path}")
+            if bad:
+                failed += bad
+                files.append(path)
+    return failed, files

@@ -1,0 +1,184 @@
+"""The single runs behind a cell: their configs, directories and results; nothing is run twice."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from samon_jax.errors import UserError
+from samon_jax.paper.grid import Cell, Label, Table, typed
+from samon_jax.training import loop, setup, workdir
+from samon_jax.training.config import REPORTING_FIELDS, default_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run that is complete.
+
+    Attributes:
+      seed: of the run.
+      directory: its work directory.
+      summary: its summary.json.
+    """
+
+    seed: int
+    directory: Path
+    summary: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last epoch, in percent."""
+        return 100 * float(self.summary["test_accuracy"])
+
+
+def cell_config(cell: Cell, rho: float, seed: int, epochs: int | None = None) -> ConfigDict:
+    """The config of one run of a cell.
+
+    Args:
+      cell: of a table.
+      rho: radius; without meaning for methods without perturbation.
+      seed: of the run.
+      epochs: None = those of the paper.
+
+    Returns:
+      A complete config.
+
+    Example:
+      >>> from samon_jax.paper.catalog import find
+      >>> config = cell_config(find("table1")[0].cells[3], rho=0.1, seed=2)
+      >>> config.model, config.sam.variant, config.sam.mask, config.epochs
+      ('resnet-56b', 'sam', 'all', 200)
+    """
+    config = default_config()
+    config.update_from_flattened_dict(dict(cell.settings))
+    config.sam.rho = float(rho)
+    config.seed = seed
+    config.epochs = epochs or config.epochs
+    # A checkpoint of a WRN-28-10 has 290 MB, and a table has hundreds of runs.
+    config.checkpoint.keep = 1
+    config.checkpoint.every_epochs = 5
+    return config
+
+
+def cell_directory(table: Table, cell: Cell, rho: float, seed: int) -> Path:
+    """Where a run lies below the work directory.
+
+    Example:
+      >>> from samon_jax.paper.catalog import find
+      >>> table = find("table1")[0]
+      >>> cell_directory(table, table.cells[3], 0.1, 2).as_posix()
+      'table1/basic-sam/rn-56-all/rho0.1/seed2'
+    """
+    return Path(table.name, _slug(cell.row), _slug(cell.column), f"rho{rho:g}", f"seed{seed}")
+
+
+def radii(cell: Cell) -> tuple[float, ...]:
+    """The values of ρ to train with; (0,) for methods without perturbation."""
+    return cell.rho.values or (0.0,)
+
+
+class Runs:
+    """All finished runs below a work directory, and the means to finish more.
+
+    A run that another table has finished already is read from there: WRN-28 with SAM-ON, say, is in
+    Tables 1, 5 and 12 and Figures 1, 3, 6 and 11.
+
+    Args:
+      directory: work directory of the command.
+      epochs: None = those of the paper.
+      seeds: number of runs of each cell; None = as the table says.
+    """
+
+    def __init__(self, directory: Path, epochs: int | None, seeds: int | None) -> None:
+        self._directory = directory
+        self._epochs = epochs
+        self._seeds = seeds
+        self._finished: dict[str, tuple[Path, dict[str, Any]]] = {}
+        self._identities: dict[tuple[int, float, int], str] = {}
+        for path in sorted(directory.glob(f"*/*/*/rho*/seed*/{workdir.SUMMARY}")):
+            config, summary = workdir.read_json(path.parent / workdir.CONFIG), None
+            if isinstance(config, dict) and (summary := workdir.read_json(path)):
+                self._finished[_identity(config)] = (path.parent, summary)
+
+    def seeds(self, table: Table) -> range:
+        """The seeds of each cell of a table."""
+        return range(self._seeds or table.seeds)
+
+    def find(self, cell: Cell, rho: float, seed: int) -> Finished | None:
+        """The run of a cell, if it is finished."""
+        found = self._finished.get(self._identity(cell, rho, seed))
+        return None if found is None else Finished(seed, *found)
+
+    def _identity(self, cell: Cell, rho: float, seed: int) -> str:
+        key = (id(cell), rho, seed)  # cells live as long as the catalog
+        if key not in self._identities:
+            config = setup.resolve(cell_config(cell, rho, seed, self._epochs))
+            self._identities[key] = _identity(json.loads(config.to_json()))
+        return self._identities[key]
+
+    def finish(self, table: Table, cell: Cell, wanted: Sequence[tuple[float, int]]) -> None:
+        """Trains the runs that are not finished, one after the other on CPU, else at once.
+
+        Args:
+          table: of the cell.
+          cell: of the table.
+          wanted: (rho, seed) of each run.
+
+        Raises:
+          UserError: runs failed; the others are finished nevertheless on CPU. The message is that
+            of the first.
+        """
+        missing = [(rho, seed) for rho, seed in wanted if self.find(cell, rho, seed) is None]
+        if not missing:
+            return
+        configs = [cell_config(cell, rho, seed, self._epochs) for rho, seed in missing]
+        folders = [
+            self._directory / cell_directory(table, cell, rho, seed) for rho, seed in missing
+        ]
+        groups = [[i] for i in range(len(missing))]
+        if jax.default_backend() != "cpu":
+            groups = [list(range(len(missing)))]
+        errors: list[str] = []
+        for group in groups:
+            try:
+                summaries = _train([configs[i] for i in group], [folders[i] for i in group])
+            except (UserError, jax.errors.JaxRuntimeError) as error:
+                errors.append(" ".join(str(error).split()))
+                continue
+            for i, summary in zip(group, summaries, strict=True):
+                self._finished[self._identity(cell, *missing[i])] = (folders[i], summary)
+        if errors:
+            raise UserError(errors[0])
+
+
+def _train(configs: list[ConfigDict], folders: list[Path]) -> list[dict[str, Any]]:
+    if len(configs) == 1:
+        return [loop.train(configs[0], folders[0])]
+    from samon_jax.training.together import train_together
+
+    return train_together(configs, folders)
+
+
+def _identity(config: dict[str, Any]) -> str:
+    """What a run is, as text: its config without what only says where things lie."""
+
+    def kept(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        return {
+            name: kept(value, f"{prefix}{name}.") if isinstance(value, dict) else value
+            for name, value in node.items()
+            if not f"{prefix}{name}{'.' * isinstance(value, dict)}".startswith(REPORTING_FIELDS)
+        }
+
+    config = kept(config)
+    if config.get("sam", {}).get("variant") == "none":
+        config["sam"] = {"variant": "none"}  # the rest has no effect
+    return json.dumps(config, sort_keys=True)
+
+
+def _slug(label: Label) -> str:
+    return re.sub(r"[^a-z0-9._+=]+", "-", typed(label.text)).strip("-")

@@ -1,0 +1,194 @@
+"""Proves that a cell can run, without training it.
+
+The step of the real network at the real batch size is traced, which finds whatever does not fit
+together; and the smallest network of its family trains two real steps on noise. Cells that differ
+only in ρ, seed or number of classes share both proofs.
+"""
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from samon_jax.errors import UserError
+from samon_jax.paper.grid import Cell
+from samon_jax.paper.runs import cell_config, radii
+from samon_jax.training import loop, setup, workdir
+
+# The smallest network of each family that has all its parts.
+SMALLEST = {
+    "wrn-28-10": "wrn-10-1",
+    "resnet-56b": "resnet-8b",
+    "resnext-29-32x4d": "resnext-11-2x4d",
+    "densenet-100": "densenet-10",
+    "vgg-13": "vgg-13",
+    "vgg-16": "vgg-13",
+    "vgg-19": "vgg-13",
+    "vit-t": "vit-t",
+    "vit-s": "vit-t",
+    "resnet-18": "resnet-18",
+    "resnet-101": "resnet-18",
+}
+_NOISE = {"cifar10": "random10", "cifar100": "random100"}
+# With an m of its own, 16 examples leave room for every ratio of the papers' batch sizes to m.
+_BATCH, _BATCH_WITH_M = 4, 16
+
+
+class Smoke:
+    """Proves cells, several at a time, and remembers what it has proven.
+
+    Args:
+      directory: where small runs may lie for a moment.
+      workers: processes; 1 = this one.
+    """
+
+    def __init__(self, directory: Path, workers: int) -> None:
+        self._directory = directory
+        self._reasons: dict[str, str] = {}
+        self._futures: dict[str, Future[str]] = {}
+        self._pool: ProcessPoolExecutor | None = None
+        if workers > 1:
+            # Spawned: JAX has threads, which a fork does not copy.
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(workers, spawn, initializer=_set_up_worker)
+
+    def begin(self, cells: Iterable[Cell]) -> None:
+        """Lets other processes begin with what these cells need."""
+        if self._pool is None:
+            return
+        for key, what, config in (proof for cell in cells for proof in _proofs(cell)):
+            if key not in self._futures:
+                future = self._pool.submit(_reason, what, config, self._directory)
+                self._futures[key] = future
+
+    def prove(self, cell: Cell) -> str:
+        """Returns "" if the cell can run, else the reason why not."""
+        for key, what, config in _proofs(cell):
+            if key in self._futures:
+                self._reasons[key] = self._futures.pop(key).result()
+            elif key not in self._reasons:
+                self._reasons[key] = _reason(what, config, self._directory)
+            if self._reasons[key]:
+                return self._reasons[key]
+        return ""
+
+    def close(self) -> None:
+        """Ends the other processes; what they have not begun is not done."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def processes() -> int:
+    """How many processes prove at a time: one per core of a CPU, one where an accelerator is."""
+    return min(os.cpu_count() or 1, 8) if jax.default_backend() == "cpu" else 1
+
+
+def _proofs(cell: Cell) -> list[tuple[str, str, ConfigDict]]:
+    """(key, kind, config) of both proofs; cells whose keys agree share them."""
+    config = full_config(cell)
+    proofs = []
+    for what, own in (("trace", config), ("run", small_config(config))):
+        fields = json.loads(own.to_json())
+        del fields["data"]["name"], fields["sam"]["rho"]
+        proofs.append((what + json.dumps(fields, sort_keys=True), what, own))
+    return proofs
+
+
+def _reason(what: str, config: ConfigDict, directory: Path) -> str:
+    """Proves one thing; returns "" or, in one line, why it failed."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # of runs of two steps
+            if what == "trace":
+                trace_step(config)
+            else:
+                with tempfile.TemporaryDirectory(dir=directory, prefix=".smoke") as folder:
+                    train_two_steps(config, Path(folder) / "run")
+    except Exception as error:  # whatever it is, this cell cannot run
+        return f"{what}: {type(error).__name__}: {' '.join(str(error).split())}"
+    return ""
+
+
+def _set_up_worker() -> None:
+    setup.use_compilation_cache()
+    setup.quiet_libraries()
+    use_quick_compilation()
+
+
+def full_config(cell: Cell) -> ConfigDict:
+    """The config of a cell's first run, on noise in the place of CIFAR."""
+    config = cell_config(cell, radii(cell)[0], seed=0)
+    config.data.name = _NOISE[config.data.name]
+    return config
+
+
+def small_config(config: ConfigDict) -> ConfigDict:
+    """Two steps of the smallest network of the same family, with the same ratio of batch to m."""
+    small = ConfigDict(config.to_dict())
+    small.model = SMALLEST[config.model]
+    small.batch_size = _BATCH_WITH_M if config.sam.m else _BATCH
+    small.sam.m = config.sam.m * small.batch_size // config.batch_size
+    small.sam.fisher_samples = _BATCH
+    small.data.train_examples = 2 * small.batch_size
+    small.data.test_examples = small.eval_batch_size = small.batch_size
+    small.epochs = 1
+    small.log.tensorboard = False
+    return small
+
+
+def trace_step(config: ConfigDict) -> None:
+    """Traces the training step of a run for the real shapes, and computes nothing.
+
+    Raises:
+      UserError: the config is not allowed.
+    """
+    run = setup.set_up(config)
+    inputs = (run.template(), run.train_set)
+    rows = np.zeros((len(run.devices), 1, config.batch_size // len(run.devices)), np.int32)
+    jax.eval_shape(run.programs.train, inputs, rows)
+    if run.programs.renew_mask:
+        jax.eval_shape(run.programs.renew_mask, inputs, rows)
+
+
+def train_two_steps(config: ConfigDict, directory: Path) -> None:
+    """Trains through the loop of every run, up to the plots and summary.json.
+
+    Raises:
+      UserError: as `loop.train`, or the loop has not done two steps.
+    """
+    run = setup.set_up(config)
+    workdir.claim(directory, run.config)
+    state = loop.start_or_resume(run, directory)
+    with contextlib.closing(loop.Member(run, directory, state)) as member:
+        state = loop.train_members([member], state, run.programs)
+    if int(state.step) != 2 or len(member.records) != 1:
+        raise UserError(f"{int(state.step)} steps and {len(member.records)} evaluations were done")
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Compiles without optimization, and keeps every program on disk."""
+    unoptimized = jax.config.read("jax_disable_most_optimizations")
+    cache: Any = jax.config
+    longer_than = cache.jax_persistent_cache_min_compile_time_secs
+    use_quick_compilation()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", unoptimized)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", longer_than)
+
+
+def use_quick_compilation() -> None:
+    """The same from now on."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
