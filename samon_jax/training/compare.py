@@ -4,20 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from samon_jax.errors import UserError
-from samon_jax.training import loop, plots, workdir
+from samon_jax.training import plots, workdir
 from samon_jax.training.reporting import say
 from samon_jax.training.setup import resolve
+from samon_jax.training.together import train_together
 
 
 def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
     """Trains `config.compare.methods` with the seeds `config.seed`, `config.seed` + 1, ...
 
     The run of seed k goes to directory/<method>/seed<k>.
-    Runs that are finished are read, not repeated, so an interrupted comparison continues.
+    Runs that are finished are read, not repeated, so an interrupted comparison continues. On
+    accelerators all seeds of a method are trained at once, see `train_together`.
 
     Args:
       config: complete config with `compare.seeds` > 0; a method overrides fields of `config.sam`.
@@ -36,12 +39,15 @@ def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
     for method in configs.values():
         resolve(method)
     accuracies: dict[str, list[float]] = {name: [] for name in configs}
-    for seed in range(config.seed, config.seed + config.compare.seeds):
+    seeds = range(config.seed, config.seed + config.compare.seeds)
+    for chosen in [seeds] if _at_once() else [[seed] for seed in seeds]:
         for name, method in configs.items():
-            method.seed = seed
-            say(f"{name}, seed {seed}")
-            summary = loop.train(method, directory / name / f"seed{seed}")
-            accuracies[name].append(summary["test_accuracy"])
+            say(f"{name}, seed {', '.join(map(str, chosen))}")
+            summaries = train_together(
+                [_with_seed(method, seed) for seed in chosen],
+                [directory / name / f"seed{seed}" for seed in chosen],
+            )
+            accuracies[name] += [summary["test_accuracy"] for summary in summaries]
     table = markdown_table(accuracies)
     workdir.write_text(directory / "compare.md", table)
     workdir.write_json(directory / "compare.json", _statistics(accuracies))
@@ -75,6 +81,16 @@ def markdown_table(accuracies: Mapping[str, Sequence[float]]) -> str:
         cell = f"**{cell}**" if np.mean(values) == best else cell
         lines.append(f"| {name} | {cell} | {len(values)} |")
     return "\n".join(lines) + "\n"
+
+
+def _at_once() -> bool:
+    return jax.local_devices()[0].platform != "cpu"
+
+
+def _with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    config = ConfigDict(config.to_dict())
+    config.seed = seed
+    return config
 
 
 def _of_method(config: ConfigDict, name: str) -> ConfigDict:

@@ -1,10 +1,10 @@
-"""Trains runs that differ only in their seed at once."""
+"""Trains runs that differ only in their seed, or in ρ, at once."""
 
 import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ PyTree = Any
 def train_together(
     configs: Sequence[ConfigDict], directories: Sequence[Path]
 ) -> list[dict[str, Any]]:
-    """Trains several seeds in one program, which keeps an accelerator busy with small models.
+    """Trains several seeds, or radii, in one program: small models then keep an accelerator busy.
 
     Every directory ends up as `loop.train` would leave it, with the same result but for the
     rounding of float32; in metrics.jsonl, `examples_per_second` is what this one run gets. It can
@@ -37,7 +37,8 @@ def train_together(
     kernels that differ within a batch.
 
     Args:
-      configs: complete configs that differ in `seed` only.
+      configs: complete configs that differ in `seed` only, or also in `sam.rho` if `sam.rho_min`
+        is not set.
       directories: work directory of each.
 
     Returns:
@@ -45,8 +46,8 @@ def train_together(
 
     Raises:
       UserError: the configs differ in something else, a directory is named twice, or as in
-        `loop.train`; the message begins with the seed where only one run is concerned. What was
-        written before stays.
+        `loop.train`; the message begins with the seed (and ρ) where only one run is concerned.
+        What was written before stays.
       SystemExit: as in `loop.train`.
 
     Example:
@@ -142,15 +143,21 @@ def programs_together(run: Run) -> Programs:
 @functools.lru_cache(maxsize=16)
 def _programs(single: Programs, devices: tuple[jax.Device, ...]) -> Programs:
     axes = seed_axes(jax.eval_shape(single.init, np.uint32(0), np.float32(0)))
-    steps = {
-        name: jax.vmap(step, in_axes=((axes, None), 0), out_axes=(axes, 0))
-        for name, step in (("step", single.step), ("step_plain", single.step_plain))
-    }
+
+    def over_seeds(step: Callable[..., Any], out_axes: Any) -> Callable[..., Any]:
+        return jax.vmap(step, in_axes=((axes, None), 0), out_axes=out_axes)
+
+    step, step_plain = (over_seeds(s, (axes, 0)) for s in (single.step, single.step_plain))
+    renew_step = over_seeds(single.renew_step, axes) if single.renew_step else None
     return dataclasses.replace(
         single,
-        **steps,
-        train=parallel(steps["step"], devices),
-        train_plain=parallel(steps["step_plain"], devices),
+        train=parallel(step, devices),
+        train_plain=parallel(step_plain, devices),
+        step=step,
+        step_plain=step_plain,
+        look=None,
+        renew_mask=parallel(renew_step, devices, out_axes=None) if renew_step else None,
+        renew_step=renew_step,
     )
 
 
@@ -176,23 +183,27 @@ def _train(left: Sequence[tuple[Run, Path]], states: list[TrainState]) -> None:
     axes, sharding = seed_axes(states[0]), batches.replicated(run.devices)
     split = jax.jit(functools.partial(unstack, axes=axes, seeds=len(left)), out_shardings=sharding)
     layout = loop.Layout(join=lambda rows: np.stack(rows, axis=1), split=split)
+    names = _names([each.config for each, _ in left])
+    members: list[loop.Member] = []
     with contextlib.ExitStack() as opened:
-        members = [
-            opened.enter_context(
-                contextlib.closing(
-                    loop.Member(
-                        member, directory, state, name=f"seed {member.config.seed}: ", bar=not index
-                    )
-                )
-            )
-            for index, ((member, directory), state) in enumerate(zip(left, states, strict=True))
-        ]
+        for (each, directory), state, name in zip(left, states, names, strict=True):
+            members.append(loop.Member(each, directory, state, name=name, bar=not members))
+            opened.enter_context(contextlib.closing(members[-1]))
         state = jax.jit(stack, out_shardings=sharding)(states)
         states.clear()  # they would only take up memory
         state = loop.train_members(members, state, programs_together(run), layout)
     flops = loop.flops_of(run)
-    for member, own in zip(members, split(state), strict=True):
-        loop.finish(member, own, flops)
+    for trained, own in zip(members, split(state), strict=True):
+        loop.finish(trained, own, flops)
+
+
+def _names(configs: Sequence[ConfigDict]) -> list[str]:
+    """What tells the runs apart: the seed, and ρ if that differs."""
+    several = len({config.sam.rho for config in configs}) > 1
+    return [
+        f"seed {config.seed}, ρ = {config.sam.rho:g}: " if several else f"seed {config.seed}: "
+        for config in configs
+    ]
 
 
 def _check(configs: Sequence[ConfigDict], directories: Sequence[Path]) -> None:
@@ -204,11 +215,13 @@ def _check(configs: Sequence[ConfigDict], directories: Sequence[Path]) -> None:
     for directory in directories:
         if resolved.count(directory.resolve()) > 1:
             raise UserError(f"directories names {str(directory)!r} twice")
+    constant_rho = all(config.sam.rho_min is None for config in configs)
+    allowed = ("seed", "sam.rho") if constant_rho else ("seed",)
     dicts = [json.loads(config.to_json()) for config in configs]
     for other in dicts[1:]:
         for field, theirs, mine in workdir.differences(dicts[0], other):
-            if field != "seed":
+            if field not in allowed:
                 raise UserError(
                     f"{field} is {theirs!r} in one config and {mine!r} in another; runs that are "
-                    "trained together must differ in seed only"
+                    f"trained together may only differ in {' and '.join(allowed)}"
                 )

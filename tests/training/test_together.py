@@ -1,0 +1,291 @@
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from samon_jax.errors import UserError
+from samon_jax.training import batches, checkpoints, compare, loop, setup, together, workdir
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+TIMES = ("seconds", "examples_per_second")
+SEEDS = (3, 0, 7)
+
+
+def configs(**fields):
+    return [tiny.config(seed=seed, **fields) for seed in SEEDS]
+
+
+def masked(**fields):
+    """Runs that take a new Fisher mask before every epoch."""
+    return configs(sam__mask="all", sam__sparse="ssam_f", sam__fisher_samples=64, **fields)
+
+
+def folders(directory):
+    return [directory / f"seed{seed}" for seed in SEEDS]
+
+
+def untimed(record):
+    return {key: value for key, value in record.items() if key not in TIMES}
+
+
+def saved_leaves(config, directory):
+    return jax.tree.leaves(tiny.final_state(setup.set_up(config), directory))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, quick_compile):
+    """Three seeds at once, and what was returned."""
+    directory = tmp_path_factory.mktemp("together")
+    return directory, together.train_together(masked(), folders(directory))
+
+
+def run_steps(run, rows, steps_per_call):
+    """The state of one run after the rows [1, steps, per_device]."""
+    state = batches.replicate(run.initial_state(), run.devices)
+    for begin in range(0, rows.shape[1], steps_per_call):
+        stop = begin + steps_per_call
+        state, metrics = run.programs.train((state, run.train_set), rows[:, begin:stop])
+    return state, metrics
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps", "steps_per_call"),
+    [
+        ({"sam__mask": "all", "sam__m": 32, "sam__sparse": "ssam_d"}, 20, 20),
+        (
+            {
+                "optimizer__name": "adamw",
+                "optimizer__lr": 1e-3,
+                "optimizer__accumulate": 3,
+                "sam__look_every": 3,
+            },
+            20,
+            20,
+        ),
+        # Convolutions with kernels of their own for every seed; no loop, which is slow on CPU.
+        ({"model": "digits-resnet", "batch_size": 16, "sam__mask": "only_norm"}, 3, 1),
+    ],
+)
+def test_three_seeds_at_once_are_three_runs(fields, steps, steps_per_call):
+    """Parameters, running statistics, optimizer state and sums; ρ differs as well.
+
+    Vectorized sums are added in another order, so every step differs by rounding of a few 1e-7 of
+    the largest entries, which 20 steps of a training that has not diverged multiply by less than
+    100. Seeds that were mixed up would differ by 0.1.
+    """
+    runs = [setup.set_up(config) for config in configs(**fields)]
+    for run, rho in zip(runs, (0.1, 0.2, 0.3), strict=True):
+        run.config.sam.rho = rho
+    rows = [
+        batches.epoch_rows(
+            run.config.seed,
+            0,
+            num_examples=1437,
+            batch_size=run.config.batch_size,
+            num_devices=1,
+        )
+        for run in runs
+    ]
+    rows = [np.tile(own, (1, 2, 1))[:, :steps] for own in rows]  # an epoch may be shorter
+    alone = [run_steps(run, own, steps_per_call) for run, own in zip(runs, rows, strict=True)]
+
+    programs = together.programs_together(runs[0])
+    singles = [run.initial_state() for run in runs]
+    state = batches.replicate(together.stack(singles), runs[0].devices)
+    assert state.step.shape == ()
+    joined = np.stack(rows, axis=1)
+    for begin in range(0, steps, steps_per_call):
+        chunk = joined[:, :, begin : begin + steps_per_call]
+        state, metrics = programs.train((state, runs[0].train_set), chunk)
+    split = together.unstack(state, together.seed_axes(singles[0]), 3)
+    assert metrics.loss.shape == (1, 3, steps_per_call)
+    for index, (own, (expected, expected_metrics)) in enumerate(zip(split, alone, strict=True)):
+        assert jax.tree.structure(own) == jax.tree.structure(expected)
+        for (path, leaf), other in zip(
+            jax.tree.leaves_with_path(own), jax.tree.leaves(expected), strict=True
+        ):
+            largest = max(1.0, float(np.abs(np.asarray(other, np.float64)).max(initial=0)))
+            np.testing.assert_allclose(
+                leaf, other, rtol=0, atol=2e-5 * largest, err_msg=jax.tree_util.keystr(path)
+            )
+        assert int(own.step) == steps
+        assert int(own.seed) == SEEDS[index]
+        np.testing.assert_allclose(metrics.loss[:, index], expected_metrics.loss, rtol=2e-5)
+    for other in split[1:]:
+        apart = jax.tree.map(lambda x, y: float(abs(x - y).max()), split[0].params, other.params)
+        assert max(jax.tree.leaves(apart)) > 0.1
+
+
+@pytest.mark.parametrize("name", ["train", "train_plain"])
+def test_three_seeds_are_three_times_the_work(name):
+    run = setup.set_up(tiny.config(model="digits-resnet", sam__mask="only_norm"))
+    template = run.template()
+    stacked = jax.eval_shape(together.stack, [template] * 3)
+
+    def flops(programs, state, rows):
+        program = getattr(programs, name)
+        return program.lower((state, run.train_set), rows).cost_analysis()["flops"]
+
+    one = flops(run.programs, template, np.zeros((1, 1, 128), np.int32))
+    three = flops(together.programs_together(run), stacked, np.zeros((1, 3, 1, 128), np.int32))
+    assert three == pytest.approx(3 * one, rel=0.03)
+
+
+def test_work_directories_are_as_if_trained_alone(finished, tmp_path):
+    directory, summaries = finished
+    loop.train(masked()[0], tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    for config, folder, summary in zip(masked(), folders(directory), summaries, strict=True):
+        assert {path.name for path in folder.iterdir()} == names
+        assert workdir.read_json(folder / "summary.json") == summary
+        assert workdir.load_config(folder).seed == config.seed
+        assert checkpoints.saved_steps(folder) == [11, 22]
+        assert [r["step"] for r in workdir.read_metrics(folder)] == [11, 22]
+    alone, ours = (workdir.read_json(d / "summary.json") for d in (tmp_path, folders(directory)[0]))
+    assert list(ours) == list(alone)
+    assert untimed(ours) == pytest.approx(untimed(alone), rel=1e-4)
+    for record, other in zip(
+        workdir.read_metrics(folders(directory)[0]), workdir.read_metrics(tmp_path), strict=True
+    ):
+        assert untimed(record) == pytest.approx(untimed(other), rel=1e-4)
+    # Seed 3, the first, and seed 7 are different runs.
+    assert summaries[0]["test_loss"] != summaries[2]["test_loss"]
+
+
+def test_finished_runs_are_left_alone(finished, capsys):
+    directory, summaries = finished
+    before = {file: file.stat().st_mtime_ns for file in sorted(directory.rglob("*"))}
+    assert together.train_together(masked(), folders(directory)) == summaries
+    assert capsys.readouterr().out.count("is finished") == 3
+    assert {file: file.stat().st_mtime_ns for file in sorted(directory.rglob("*"))} == before
+
+
+def test_a_signal_saves_every_run_and_all_go_on_together(finished, tmp_path, monkeypatch, capsys):
+    show, calls = loop._show_and_check, []
+
+    def show_and_signal(*args):
+        show(*args)
+        calls.append(args)
+        if len(calls) == 15:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_show_and_check", show_and_signal)
+        with pytest.raises(SystemExit) as stopped:
+            together.train_together(masked(), folders(tmp_path))
+    assert stopped.value.code == 143
+    (step,) = {checkpoints.saved_steps(folder)[-1] for folder in folders(tmp_path)}
+    assert 11 < step < 22
+    with monkeypatch.context() as patch:
+        patch.delattr(loop, "train")  # nothing is trained alone
+        together.train_together(masked(), folders(tmp_path))
+    assert f"seed 7: resuming after step {step} of 22" in capsys.readouterr().out
+    for config, ours, other in zip(masked(), folders(tmp_path), folders(finished[0]), strict=True):
+        for leaf, expected in zip(
+            saved_leaves(config, ours), saved_leaves(config, other), strict=True
+        ):
+            np.testing.assert_array_equal(leaf, expected)
+        assert [untimed(r) for r in workdir.read_metrics(ours)] == [
+            untimed(r) for r in workdir.read_metrics(other)
+        ]
+
+
+def test_runs_at_different_steps_go_on_one_after_the_other(finished, tmp_path, capsys):
+    """The first is finished, the second stands after one epoch, the third begins."""
+    done, later, _ = folders(finished[0])
+    first, second, third = folders(tmp_path)
+    shutil.copytree(done, first)
+    shutil.copytree(later, second)
+    shutil.rmtree(second / "checkpoints" / "22")
+    (second / "summary.json").unlink()
+    summaries = together.train_together(masked(), [first, second, third])
+    assert "do not stand at the same step" in capsys.readouterr().out
+    for summary, expected in zip(summaries, finished[1], strict=True):
+        assert untimed(summary) == pytest.approx(untimed(expected), rel=1e-4)
+
+
+def broken_programs(monkeypatch, wrap):
+    """Wraps the training program for several seeds."""
+    real = together.programs_together
+
+    def programs(run):
+        found = real(run)
+        return setup.Programs(**vars(found) | {"train": wrap(found.train)})
+
+    monkeypatch.setattr(together, "programs_together", programs)
+
+
+def test_a_loss_that_is_not_finite_names_the_seed(tmp_path, monkeypatch):
+    def poisoned(program):
+        def call(inputs, rows):
+            state, metrics = program(inputs, rows)
+            if int(state.step) == 15:
+                metrics = metrics._replace(loss=metrics.loss.at[:, 1].set(np.nan))
+            return state, metrics
+
+        return call
+
+    broken_programs(monkeypatch, poisoned)
+    with pytest.raises(UserError, match=r"^seed 0: loss is nan at step 15; checkpoint of step 11"):
+        together.train_together(masked(), folders(tmp_path))
+    for folder in folders(tmp_path):
+        assert checkpoints.saved_steps(folder) == [11]
+        assert len(workdir.read_metrics(folder)) == 1
+        assert not (folder / "summary.json").exists()
+
+
+def test_without_enough_memory_one_after_the_other(finished, tmp_path, monkeypatch, capsys):
+    def too_large(program):
+        def call(inputs, rows):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+        return call
+
+    broken_programs(monkeypatch, too_large)
+    summaries = together.train_together(masked(), folders(tmp_path))
+    assert "3 runs at once need too much memory" in capsys.readouterr().out
+    for summary, expected in zip(summaries, finished[1], strict=True):
+        assert untimed(summary) == pytest.approx(untimed(expected), rel=1e-4)
+
+
+def test_configs_that_differ_in_something_else_are_refused(tmp_path):
+    one, other, last = configs()
+    other.optimizer.lr = 0.05
+    with pytest.raises(UserError, match=r"optimizer\.lr is 0\.1 in one config and 0\.05 in ano"):
+        together.train_together([one, other, last], folders(tmp_path))
+    other.optimizer.lr, other.sam.rho, other.sam.rho_min = 0.1, 0.3, 0.0
+    with pytest.raises(UserError, match=r"only differ in seed$"):
+        together.train_together([other, last], folders(tmp_path)[:2])
+    with pytest.raises(UserError, match="directories has 1 entries; there are 2 configs"):
+        together.train_together([one, last], [tmp_path])
+    with pytest.raises(UserError, match=r"names .* twice"):
+        together.train_together([one, last], [tmp_path, tmp_path / "." / "x" / ".."])
+    assert list(tmp_path.iterdir()) == []
+    assert together.train_together([], []) == []
+
+
+def test_compare_on_an_accelerator(tmp_path, monkeypatch):
+    calls = []
+
+    def pretend(configs, directories):
+        calls.append([(c.sam.rho, c.seed, d) for c, d in zip(configs, directories, strict=True)])
+        return [{"test_accuracy": c.sam.rho + c.seed / 10} for c in configs]
+
+    monkeypatch.setattr(compare, "train_together", pretend)
+    config = tiny.config(seed=1, compare__seeds=2)
+    with config.unlocked():
+        config.compare.methods.update({"a": {"rho": 0.25}, "b": {"rho": 0.5}})
+    together_or_not = {}
+    for at_once, count in ((True, 2), (False, 4)):
+        monkeypatch.setattr(compare, "_at_once", lambda at_once=at_once: at_once)
+        calls.clear()
+        (tmp_path / str(at_once)).mkdir()
+        together_or_not[at_once] = compare.compare(config, tmp_path / str(at_once))
+        assert len(calls) == count
+    assert calls[0] == [(0.25, 1, tmp_path / "False" / "a" / "seed1")]
+    assert together_or_not[True] == together_or_not[False] == {"a": [0.35, 0.45], "b": [0.6, 0.7]}
