@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from samon_jax.analysis.method import changes
+
 SOURCE = "Müller et al. 2023, WRN-28-10 on CIFAR-100, mean of three runs"
 
 # Columns of Tables 6, 14, 18 and 19: (variant, mask) of a run.
@@ -67,10 +69,11 @@ def column(config: ConfigDict) -> int | None:
     """Column of the papers' tables that a run belongs to, or None.
 
     Args:
-      config: of the run. Data set, model, variant and mask must be the paper's; ρ is not compared,
-        for the tables do not print it.
+      config: of the run. Data set, model and method must be the paper's; ρ is not compared, for
+        the tables do not print it.
     """
-    if config.data.name != "cifar100" or config.model != "wrn-28-10":
+    theirs = config.data.name == "cifar100" and config.model == "wrn-28-10"
+    if not theirs or changes(config):
         return None
     variant = config.sam.variant
     key = (variant, None if variant == "none" else config.sam.mask)

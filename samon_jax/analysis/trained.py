@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from samon_jax import models
+from samon_jax.analysis import method
 from samon_jax.data import augment
 from samon_jax.data.dataset import Dataset, Split
 from samon_jax.errors import UserError
@@ -77,11 +78,8 @@ class Trained:
 
     @property
     def method(self) -> str:
-        """What was perturbed in training, as in "layerwise_l2, only_norm, ρ = 0.2"."""
-        sam = self.config.sam
-        if sam.variant == "none":
-            return "no perturbation"
-        return f"{sam.variant}, {sam.mask}, ρ = {sam.rho:g}"
+        """How it was trained, as in "layerwise_l2, only_norm, ρ = 0.2"."""
+        return method.describe(self.config)
 
     def test_accuracy(self, batch_size: int = 500) -> float:
         """Share of the whole test set that is classified correctly, in [0, 1]."""
