@@ -9,7 +9,7 @@ import optax
 
 from samon_jax.errors import UserError
 from samon_jax.perturbation import check_radius
-from samon_jax.trees import dot
+from samon_jax.trees import dot, scale_and_norm, widen
 
 PyTree = Any
 
@@ -42,15 +42,15 @@ def gsam(alpha: float) -> Callable[[PyTree, PyTree], PyTree]:
     check_radius("alpha", alpha)
 
     def combine(clean: PyTree, perturbed: PyTree) -> PyTree:
-        along = dot(clean, perturbed)
-        length = dot(perturbed, perturbed)
-        share = jnp.where(length > 0, along / jnp.where(length > 0, length, 1), 0)
+        wide = jax.tree.map(widen, perturbed)
+        scale, norm = scale_and_norm(jax.tree.leaves(wide))
+        unit = jax.tree.map(lambda sharp: sharp / scale / jnp.where(norm > 0, norm, 1), wide)
+        along = dot(clean, unit)
 
-        def descend(g: jax.Array, sharp: jax.Array) -> jax.Array:
-            orthogonal = g - share * sharp
-            return (sharp - alpha * orthogonal).astype(sharp.dtype)
+        def descend(g: jax.Array, sharp: jax.Array, u: jax.Array) -> jax.Array:
+            return (sharp - alpha * (g - along * u)).astype(sharp.dtype)
 
-        return jax.tree.map(descend, clean, perturbed)
+        return jax.tree.map(descend, clean, perturbed, unit)
 
     return combine
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from samon_jax.errors import UserError
@@ -121,7 +122,7 @@ def looksam(
     References:
       Liu et al. 2022, Towards Efficient and Scalable Sharpness-Aware Minimization, algorithm 1.
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
         raise UserError(f"every={every} must be an integer >= 1")
     check_radius("alpha", alpha)
     options: dict[str, Any] = {

@@ -14,7 +14,7 @@ import optax
 
 from samon_jax.errors import UserError
 from samon_jax.m_sharpness import AxisName
-from samon_jax.trees import flatten
+from samon_jax.trees import flatten, widen
 
 PyTree = Any
 
@@ -163,7 +163,8 @@ def fisher_information(
       examples: pytree of arrays [n, ...]; Mi et al. use n = 128 drawn at random.
 
     Returns:
-      A pytree of `params`' structure, shapes and dtypes. One gradient at a time is held in memory.
+      A pytree of `params`' structure and shapes, in float32 or wider: half precision would lose
+      what is added to a sum. One gradient at a time is held in memory.
 
     References:
       Mi et al. 2022, Eq. 6.
@@ -172,9 +173,10 @@ def fisher_information(
 
     def add(total: PyTree, example: PyTree) -> tuple[PyTree, None]:
         grads = jax.grad(loss_fn)(params, jax.tree.map(lambda x: x[None], example))
-        return jax.tree.map(lambda t, g: t + g**2, total, grads), None
+        return jax.tree.map(lambda t, g: t + widen(g) ** 2, total, grads), None
 
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), examples)
+    zeros = jax.tree.map(lambda leaf: widen(jnp.zeros_like(leaf)), params)
+    total, _ = jax.lax.scan(add, zeros, examples)
     return jax.tree.map(lambda t: t / count, total)
 
 
@@ -205,7 +207,7 @@ def drop_and_regrow(mask: PyTree, grads: PyTree, share: jax.Array, key: jax.Arra
     Args:
       mask: pytree of bool arrays.
       grads: pytree of arrays of the same shapes; the selected entries with the smallest magnitudes
-        are dropped.
+        are dropped; NaN counts as infinite.
       share: float scalar in [0, 1]; `floor(share * selected)` entries are exchanged, at most as
         many as are unselected.
       key: `jax.random.key`, for the entries that enter.
@@ -216,6 +218,7 @@ def drop_and_regrow(mask: PyTree, grads: PyTree, share: jax.Array, key: jax.Arra
     leaves, treedef = flatten(mask)
     selected = _concatenate(leaves)
     size = jnp.abs(_concatenate(treedef.flatten_up_to(grads))).astype(jnp.float32)
+    size = jnp.where(jnp.isnan(size), jnp.inf, size)  # sorted as it is, it would come last
     held = selected.sum()
     exchanged = jnp.minimum(jnp.floor(share * held).astype(jnp.int32), selected.size - held)
     kept = _largest(jnp.where(selected, size, -1), held - exchanged)

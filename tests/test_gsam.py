@@ -78,6 +78,13 @@ def test_zero_gradient_stays_zero():
     assert not flat(samon.gsam(0.3)(zeros, zeros)).any()
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_gradients_whose_squares_leave_the_range(size):
+    clean, sharp = {"w": jnp.array([1.0, 2.0]) * size}, {"w": jnp.array([3.0, 0.0]) * size}
+    got = samon.gsam(0.5)(clean, sharp)["w"]
+    np.testing.assert_allclose(np.asarray(got) / size, [3, -1], rtol=1e-6)
+
+
 def test_rho_follows_the_learning_rate():
     rate = optax.cosine_decay_schedule(0.1, 100)
     rho = samon.gsam_rho(rate, rho_max=0.6, rho_min=0.2, lr_max=0.1)

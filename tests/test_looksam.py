@@ -254,7 +254,7 @@ def test_half_precision_adds_up_in_float32():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every=0 must be an integer >= 1"),
+        ({"every": np.int64(0)}, "every=0 must be an integer >= 1"),
         ({"every": 2.5}, "every=2.5 must be an integer >= 1"),
         ({"every": True}, "every=True must be an integer >= 1"),
         ({"alpha": -1.0}, "alpha=-1.0 must be a finite number >= 0"),

@@ -94,6 +94,23 @@ def test_fisher_information_equals_squared_per_example_gradients():
     np.testing.assert_allclose(got["w"], (per_example**2).mean(0), rtol=1e-5)
 
 
+def test_fisher_information_of_half_precision_is_summed_in_float32():
+    """A sum in bfloat16 stops growing at 256."""
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    got = sparse.fisher_information(lambda p, x: (x * p["w"]).sum(), params, jnp.ones((600, 2)))
+    assert got["w"].dtype == jnp.float32
+    np.testing.assert_array_equal(got["w"], 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_ssam_d_keeps_the_number_where_gradients_are_broken(bad):
+    mask = {"w": jnp.arange(50) < 21}
+    grads = {"w": jnp.where(jnp.arange(50) < 15, bad, jnp.arange(50.0))}
+    new = sparse.drop_and_regrow(mask, grads, jnp.float32(0.6), jax.random.key(0))["w"]
+    assert int(new.sum()) == 21
+    assert not new[15:21].any()  # the finite ones are the smallest
+
+
 def test_ssam_d_drops_the_flattest_and_keeps_the_number():
     mask = {"w": jnp.array([True, True, True, True, False, False, False, False])}
     grads = {"w": jnp.array([4.0, -1.0, 3.0, 0.5, 9.0, 9.0, 9.0, 9.0])}
