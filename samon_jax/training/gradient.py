@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 import samon_jax as samon
+from samon_jax.errors import UserError
 from samon_jax.m_sharpness import vary
 from samon_jax.models.layers import BATCH_NORM_MOMENTUM
 from samon_jax.training.ascent import Ascent
@@ -61,16 +62,20 @@ def make_ascent_init(
       ascent: perturbation, or None.
 
     Returns:
-      A function of parameters, seed and radius to the state; () without perturbation.
+      A function of parameters, seed and radius to the state; () without perturbation. It raises a
+      UserError if the mask selects nothing.
     """
 
     def init(params: PyTree, seed: Any, rho: Any) -> PyTree:
         if ascent is None:
             return ()
         transform = ascent(seed, rho, 0)
-        if config.sam.look_every > 1:
-            return _looksam(config, lambda params: jnp.zeros(()), transform, None).init(params)
-        return transform.init(params)
+        try:
+            if config.sam.look_every > 1:
+                return _looksam(config, lambda params: jnp.zeros(()), transform, None).init(params)
+            return transform.init(params)
+        except UserError as error:
+            raise UserError(f"sam.mask={config.sam.mask!r} is not allowed: {error}") from None
 
     return init
 

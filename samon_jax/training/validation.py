@@ -127,8 +127,9 @@ def _validate_rho_min(config: ConfigDict) -> None:
         return
     _require(config, "sam.rho_min", 0 <= rho_min <= rho, f"0 <= value <= sam.rho={rho}")
     schedule = config.schedule
-    constant = schedule.name == "constant" and not schedule.cooldown_epochs
-    if not schedule.warmup_epochs and (constant or schedule.end_lr >= config.optimizer.lr):
+    ends_at_end_lr = schedule.name == "cosine" or schedule.cooldown_epochs > 0
+    falls = schedule.end_lr < config.optimizer.lr if ends_at_end_lr else schedule.warmup_epochs > 0
+    if not falls:
         raise UserError(
             f"sam.rho_min={rho_min} is not allowed with schedule.name={schedule.name!r} and "
             f"schedule.end_lr={schedule.end_lr}: rho follows the learning rate, which does not fall"

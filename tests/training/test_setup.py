@@ -34,3 +34,18 @@ def test_the_first_examples_of_each_split():
 def test_more_examples_than_there_are(fields, message):
     with pytest.raises(UserError, match=message):
         setup.set_up(tiny.config(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"sam__mask": "only_norm_in:stage9"},
+            r"^sam\.mask='only_norm_in:stage9' is not allowed: mask only_norm_in\('stage9'\) sel",
+        ),
+        ({"model": "vgg-13"}, r"^images of shape \(8, 8, 1\)"),  # the mask is not to blame
+    ],
+)
+def test_what_only_the_parameters_show(fields, message):
+    with pytest.raises(UserError, match=message):
+        setup.set_up(tiny.config(**fields))

@@ -60,6 +60,10 @@ NAN = float("nan")
             ["sam.rho_min=0.1", "schedule.name='constant'", "does not fall"],
         ),
         (
+            {"sam__rho_min": 0.1, "schedule__end_lr": 0.2, "schedule__warmup_epochs": 1.0},
+            ["sam.rho_min=0.1", "schedule.end_lr=0.2", "does not fall"],
+        ),
+        (
             {"sam__rho_min": 0.1, "schedule__end_lr": 0.1},
             ["sam.rho_min=0.1", "schedule.end_lr=0.1", "does not fall"],
         ),
