@@ -23,14 +23,15 @@ def draw(table: Table, results: Sequence[Result], path: Path, *, note: str = "")
     height = 3.4
     if table.kind == "points":
         height = 1.6 + 0.32 * max(len(labels) for _, labels in panels)
-    columns = min(len(panels), 3)
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = figures.new(1 + 4.2 * columns, height * rows + 0.4)
+    figure = figures.new(max(1 + 4.2 * columns, 7.5), height * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     painter = {"points": _points, "sweep": _curves, "lines": _curves}[table.kind]
-    series: dict[str, int] = {}
+    names = dict.fromkeys(name for _, labels in panels for _, name, _ in labels)
+    series = {name: number for number, name in enumerate(names)}
     for axes, (title, labels) in zip(grid.flat, panels, strict=False):
         painter(table, axes, labels, series)
         axes.set_title(title)
@@ -74,7 +75,7 @@ def _panels(table: Table, results: Sequence[Result]) -> list[tuple[str, _Entries
 def _points(table: Table, axes: Any, entries: _Entries, series: dict[str, int]) -> None:
     places = list(dict.fromkeys(place for place, _, _ in entries))
     for place, name, result in entries:
-        color = figures.color(1 + series.setdefault(name, len(series)))
+        color = figures.color(1 + series[name])
         y = places.index(place) + 0.22 * (series[name] - (len(series) - 1) / 2)
         for value, style, dy, kind in (
             (result.cell.published, {"fmt": "s", "mfc": "white", "alpha": 0.7}, -0.07, "published"),
@@ -93,7 +94,7 @@ def _points(table: Table, axes: Any, entries: _Entries, series: dict[str, int]) 
 def _curves(table: Table, axes: Any, entries: _Entries, series: dict[str, int]) -> None:
     curves: dict[str, list[tuple[float, Published]]] = {}
     for place, name, result in entries:
-        color = figures.color(1 + series.setdefault(name, len(series)))
+        color = figures.color(1 + series[name])
         if table.kind == "sweep":
             found = [(rho, measured(runs)) for rho, runs in result.runs.items()]
         else:
@@ -117,7 +118,10 @@ def _curves(table: Table, axes: Any, entries: _Entries, series: dict[str, int]) 
                 ms=4,
                 label=f"{name} measured",
             )
-    axes.set_xscale("log", base=10 if table.kind == "sweep" else 2)
+    axes.set_xscale("log")
+    ticks = sorted({x for points in curves.values() for x, _ in points})
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 5 else 0)
+    axes.minorticks_off()
     axes.set_xlabel("ρ" if table.kind == "sweep" else "m")
     axes.set_ylabel("test accuracy (%)")
 

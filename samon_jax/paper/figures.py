@@ -58,13 +58,13 @@ def figures() -> tuple[Table, ...]:
         ),
         Table(
             "figure4",
-            "Sparse perturbations, ResNet-18 on CIFAR-10 (left half)",
+            "Sparse perturbations, ResNet-18 on CIFAR-10",
             _sparse("ssam_f"),
             (RANDOM_NOTE, "sparsities between 50 % and 99.93 % are our choice"),
         ),
         Table(
             "figure4right",
-            "Batch sizes and m, WRN-28 on CIFAR-100 (right half)",
+            "Batch sizes and m, WRN-28 on CIFAR-100",
             _batch_sizes(),
             (
                 "batch sizes and m are our choice",

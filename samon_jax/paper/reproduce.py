@@ -102,110 +102,119 @@ def reproduce(request: Request, directory: Path) -> None:
         )
 
 
-def cell_result(table: Table, cell: Cell, runs: Runs, *, error: str = "") -> Result:
-    """What the finished runs say about a cell.
+def cell_result(table: Table, cell: Cell, runs: Runs) -> Result:
+    """What the runs say about a cell.
 
     Args:
       table: of the cell.
       cell: of the table.
-      runs: that are finished.
-      error: why training it failed, if it did.
+      runs: finished and failed ones.
     """
     seeds = runs.seeds(table)
     found: dict[float, list[Finished]] = {
         rho: [run for seed in seeds if (run := runs.find(cell, rho, seed))] for rho in radii(cell)
     }
     found = {rho: finished for rho, finished in found.items() if finished}
+    errors = {
+        rho: error
+        for rho in radii(cell)
+        if (error := next(filter(None, (runs.error(cell, rho, seed) for seed in seeds)), ""))
+    }
+    if cell.rho.kind == "search":
+        return _searched(cell, found, errors, len(seeds))
+    complete = all(len(found.get(rho, ())) == len(seeds) for rho in radii(cell))
+    state = "failed" if errors else "finished" if complete else "not finished"
     if cell.rho.kind == "sweep":
-        chosen, complete = None, all(len(found.get(rho, ())) == len(seeds) for rho in radii(cell))
-    else:
-        chosen = radii(cell)[0] if cell.rho.kind != "search" else best_rho(cell, found)
-        complete = chosen is not None and len(found.get(chosen, ())) == len(seeds)
-    if error:
-        return Result(cell, found, chosen, "failed", error)
-    if complete:
-        reason = "" if cell.rho.kind != "search" else _of_search(cell)
-        return Result(cell, found, chosen, "finished", reason)
-    if cell.rho.kind == "search" and not found:
+        return Result(cell, found, None, state, errors=errors)
+    return Result(cell, found, radii(cell)[0], state, "".join(errors.values()), errors)
+
+
+def _searched(
+    cell: Cell,
+    found: Mapping[float, Sequence[Finished]],
+    errors: Mapping[float, str],
+    seeds: int,
+) -> Result:
+    """The result of a cell whose ρ is searched."""
+    chosen = best_rho(cell, found, errors)
+    if len(errors) == len(cell.rho.values):
+        return Result(cell, found, None, "failed", next(iter(errors.values())), errors)
+    if chosen is None:
         tries = ", ".join(f"{rho:g}" for rho in cell.rho.values)
-        return Result(cell, found, None, "rho unknown", f"--search tries {tries}")
-    return Result(cell, found, chosen, "not finished")
+        state = "not finished" if found or errors else "rho unknown"
+        return Result(cell, found, None, state, f"--search tries {tries}", errors)
+    if chosen in errors:
+        return Result(cell, found, chosen, "failed", errors[chosen], errors)
+    reason = f"best test accuracy of seed 0 among {len(cell.rho.values)} values of ρ"
+    if errors:
+        reason += f", of which {', '.join(f'{rho:g}' for rho in errors)} failed"
+    state = "finished" if len(found[chosen]) == seeds else "not finished"
+    return Result(cell, found, chosen, state, reason, errors)
 
 
-def best_rho(cell: Cell, found: Mapping[float, Sequence[Finished]]) -> float | None:
+def best_rho(
+    cell: Cell, found: Mapping[float, Sequence[Finished]], errors: Mapping[float, str]
+) -> float | None:
     """The ρ with the best test accuracy of the first seed; the smallest of equal ones.
 
     Args:
       cell: whose ρ is searched.
       found: finished runs by ρ.
+      errors: of runs that failed, by ρ.
 
     Returns:
       None until every ρ has been tried.
     """
     first = {rho: runs[0].accuracy for rho, runs in found.items() if runs[0].seed == 0}
-    if len(first) < len(cell.rho.values):
+    if not first or {*first, *errors} < {*cell.rho.values}:
         return None
     return max(first, key=lambda rho: (first[rho], -rho))
-
-
-def _of_search(cell: Cell) -> str:
-    return f"best test accuracy of seed 0 among {len(cell.rho.values)} values of ρ"
 
 
 def _train(selected: Selection, request: Request, directory: Path) -> tuple[int, list[Path]]:
     runs = Runs(directory, request.epochs, request.seeds)
     failed, files = 0, []
     for table, cells in selected:
-        errors: dict[int, str] = {}
         path = directory / f"{table.name}.md"
-        _write(table, runs, errors, request, path)
+        _write(table, runs, request, path)
+        bad = 0
         for number, cell in enumerate(cells, start=1):
             name = f"{table.name}, {cell.row.text}, {cell.column.text} ({number} of {len(cells)})"
-            before = cell_result(table, cell, runs)
-            if before.state == "finished":
+            if cell_result(table, cell, runs).state == "finished":
                 say(f"{name}: finished")
                 continue
             if cell.rho.kind == "search" and not request.search:
                 say(f"{name}: rho unknown, left out; --search would try {len(radii(cell))} values")
                 continue
             say(name)
-            if error := _train_cell(table, cell, runs):
-                say(f"{name}: failed: {error}")
-                errors[id(cell)] = error
-            _write(table, runs, errors, request, path)
-        if errors:
-            failed += len(errors)
-            files.append(path)
+            _train_cell(table, cell, runs)
+            result = cell_result(table, cell, runs)
+            if result.state == "failed":
+                bad += 1
+                say(f"{name}: failed: {next(iter(result.errors.values()))}")
+            _write(table, runs, request, path)
         say(f"{table.name}: {path}")
+        if bad:
+            failed += bad
+            files.append(path)
     return failed, files
 
 
-def _train_cell(table: Table, cell: Cell, runs: Runs) -> str:
-    """Trains what is missing of a cell; returns the first error, or ""."""
+def _train_cell(table: Table, cell: Cell, runs: Runs) -> None:
+    """Trains what is missing of a cell."""
     seeds = runs.seeds(table)
-    errors = []
-
-    def finish(wanted: list[tuple[float, int]]) -> None:
-        try:
-            runs.finish(table, cell, wanted)
-        except UserError as error:
-            errors.append(str(error))
-
     if cell.rho.kind == "search":
-        finish([(rho, 0) for rho in radii(cell)])
+        runs.finish(table, cell, [(rho, 0) for rho in radii(cell)])
         best = cell_result(table, cell, runs).chosen
         if best is not None:
-            finish([(best, seed) for seed in seeds])
+            runs.finish(table, cell, [(best, seed) for seed in seeds])
     else:
         for rho in radii(cell):
-            finish([(rho, seed) for seed in seeds])
-    return errors[0] if errors else ""
+            runs.finish(table, cell, [(rho, seed) for seed in seeds])
 
 
-def _write(
-    table: Table, runs: Runs, errors: Mapping[int, str], request: Request, path: Path
-) -> None:
-    found = [cell_result(table, cell, runs, error=errors.get(id(cell), "")) for cell in table.cells]
+def _write(table: Table, runs: Runs, request: Request, path: Path) -> None:
+    found = [cell_result(table, cell, runs) for cell in table.cells]
     seeds = len(runs.seeds(table))
     workdir.write_text(path, results.markdown(table, found, epochs=request.epochs, seeds=seeds))
     workdir.write_json(

@@ -1,8 +1,9 @@
 """What became of the cells of a table, as Markdown and JSON beside the published numbers."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +22,9 @@ class Result:
       cell: of the table.
       runs: finished runs by ρ.
       chosen: the ρ of the result; None for a sweep, or where it is not known yet.
-      state: "finished", "not finished", "failed", "rho unknown", or "ok" of a smoke test.
-      reason: why it failed, or what would have to be done.
+      state: "finished", "not finished", "failed" or "rho unknown".
+      reason: why it failed, how ρ was found, or what would have to be done.
+      errors: why runs failed, by ρ.
     """
 
     cell: Cell
@@ -30,18 +32,42 @@ class Result:
     chosen: float | None
     state: str
     reason: str = ""
+    errors: Mapping[float, str] = dataclasses.field(default_factory=dict)
 
-    def lines(self) -> list[tuple[float | None, Published | None, int, str]]:
-        """What is shown: (ρ or None, measured or None, number of seeds, published) per line."""
-        published = show(self.cell.published)
-        if self.cell.rho.kind == "sweep":
+    def lines(self, seeds: int) -> list["Line"]:
+        """What is shown: one line, or one for each ρ of a sweep.
+
+        Args:
+          seeds: number of runs of each cell.
+        """
+        if self.cell.rho.kind != "sweep":
+            state = self.state + (f": {self.reason}" if self.reason else "")
+            rho = None if self.cell.rho.kind == "none" else self.chosen
             return [
-                (rho, measured(self.runs.get(rho, ())), len(self.runs.get(rho, ())), published)
-                for rho in self.cell.rho.values
+                Line(rho, self.runs.get(self.chosen, ()), state)
+                if self.chosen is not None
+                else Line(None, (), state)
             ]
-        found = self.runs.get(self.chosen, ()) if self.chosen is not None else ()
-        rho = None if self.cell.rho.kind == "none" else self.chosen
-        return [(rho, measured(found), len(found), published)]
+        lines = []
+        for rho in self.cell.rho.values:
+            runs, error = self.runs.get(rho, ()), self.errors.get(rho)
+            state = "finished" if len(runs) >= seeds else "not finished"
+            lines.append(Line(rho, runs, f"failed: {error}" if error else state))
+        return lines
+
+
+class Line(NamedTuple):
+    """A line of a table.
+
+    Attributes:
+      rho: radius, or None.
+      runs: that were measured.
+      state: in words.
+    """
+
+    rho: float | None
+    runs: Sequence[Finished]
+    state: str
 
 
 def measured(runs: Sequence[Finished]) -> Published | None:
@@ -96,14 +122,12 @@ def markdown(table: Table, results: Sequence[Result], *, epochs: int | None, see
         "|---|---|---:|---:|---:|---:|---|",
     ]
     for result in results:
-        for rho, value, count, published in result.lines():
+        for rho, runs, state in result.lines(seeds):
             shown = "–" if rho is None else f"{rho:g}"
-            state = result.state + (f": {result.reason}" if result.reason else "")
-            if result.cell.rho.kind == "sweep" and result.state == "not finished":
-                state = "finished" if count >= seeds else "not finished"
             lines.append(
-                f"| {result.cell.row.text} | {result.cell.column.text} | {shown} | {show(value)} "
-                f"| {published} | {count} | {_escape(state)} |"
+                f"| {result.cell.row.text} | {result.cell.column.text} | {shown} "
+                f"| {show(measured(runs))} | {show(result.cell.published)} | {len(runs)} "
+                f"| {_escape(state)} |"
             )
     return "\n".join([*lines, "", *notes(table)]) + "\n"
 
@@ -151,9 +175,15 @@ def notes(table: Table) -> list[str]:
 
 
 def heading(table: Table) -> str:
-    """For example "Table 1" or "Figure 4right"."""
-    kind = "Table" if table.name.startswith("table") else "Figure"
-    return f"{kind} {table.name.removeprefix(kind.lower())}"
+    """What the paper calls it.
+
+    Example:
+      >>> from samon_jax.paper.catalog import find
+      >>> [heading(*find(name)) for name in ("1", "fig4right")]
+      ['Table 1', 'Figure 4 (right)']
+    """
+    kind, number, half = re.fullmatch(r"(\D+)(\d+)(\D*)", table.name).groups()  # type: ignore[union-attr]
+    return f"{kind.capitalize()} {number}" + (f" ({half})" if half else "")
 
 
 def _cell_json(result: Result) -> dict[str, Any]:
@@ -171,6 +201,7 @@ def _cell_json(result: Result) -> dict[str, Any]:
         "published": None if cell.published is None else cell.published._asdict(),
         "state": result.state,
         "reason": result.reason,
+        "errors": {f"{rho:g}": error for rho, error in result.errors.items()},
         "measured": [
             {
                 "rho": None if cell.rho.kind == "none" else rho,

@@ -99,6 +99,7 @@ class Runs:
         self._epochs = epochs
         self._seeds = seeds
         self._finished: dict[str, tuple[Path, dict[str, Any]]] = {}
+        self._errors: dict[str, str] = {}
         self._identities: dict[tuple[int, float, int], str] = {}
         for path in sorted(directory.glob(f"*/*/*/rho*/seed*/{workdir.SUMMARY}")):
             config, summary = workdir.read_json(path.parent / workdir.CONFIG), None
@@ -121,39 +122,38 @@ class Runs:
             self._identities[key] = _identity(json.loads(config.to_json()))
         return self._identities[key]
 
+    def error(self, cell: Cell, rho: float, seed: int) -> str:
+        """Why a run failed since this object was made; "" if it did not."""
+        return self._errors.get(self._identity(cell, rho, seed), "")
+
     def finish(self, table: Table, cell: Cell, wanted: Sequence[tuple[float, int]]) -> None:
         """Trains the runs that are not finished, one after the other on CPU, else at once.
+
+        A run that fails is remembered, see `error`, and the others are trained all the same.
 
         Args:
           table: of the cell.
           cell: of the table.
           wanted: (rho, seed) of each run.
-
-        Raises:
-          UserError: runs failed; the others are finished nevertheless on CPU. The message is that
-            of the first.
         """
-        missing = [(rho, seed) for rho, seed in wanted if self.find(cell, rho, seed) is None]
-        if not missing:
-            return
-        configs = [cell_config(cell, rho, seed, self._epochs) for rho, seed in missing]
-        folders = [
-            self._directory / cell_directory(table, cell, rho, seed) for rho, seed in missing
-        ]
-        groups = [[i] for i in range(len(missing))]
-        if jax.default_backend() != "cpu":
-            groups = [list(range(len(missing)))]
-        errors: list[str] = []
-        for group in groups:
+        missing = [run for run in wanted if self.find(cell, *run) is None]
+        together = len(missing) > 1 and jax.default_backend() != "cpu"
+        groups = [missing] if together else [[run] for run in missing]
+        while groups:
+            group = groups.pop(0)
+            configs = [cell_config(cell, *run, self._epochs) for run in group]
+            folders = [self._directory / cell_directory(table, cell, *run) for run in group]
             try:
-                summaries = _train([configs[i] for i in group], [folders[i] for i in group])
+                summaries = _train(configs, folders)
             except (UserError, jax.errors.JaxRuntimeError) as error:
-                errors.append(" ".join(str(error).split()))
+                if len(group) == 1:
+                    text = " ".join(str(error).split())
+                    self._errors[self._identity(cell, *group[0])] = text
+                else:  # one of them did; the others can go on alone
+                    groups += [[run] for run in group]
                 continue
-            for i, summary in zip(group, summaries, strict=True):
-                self._finished[self._identity(cell, *missing[i])] = (folders[i], summary)
-        if errors:
-            raise UserError(errors[0])
+            for run, folder, summary in zip(group, folders, summaries, strict=True):
+                self._finished[self._identity(cell, *run)] = (folder, summary)
 
 
 def _train(configs: list[ConfigDict], folders: list[Path]) -> list[dict[str, Any]]:

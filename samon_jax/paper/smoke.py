@@ -10,7 +10,9 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -58,9 +60,14 @@ class Smoke:
         self._futures: dict[str, Future[str]] = {}
         self._pool: ProcessPoolExecutor | None = None
         if workers > 1:
-            # Spawned: JAX has threads, which a fork does not copy.
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, spawn, initializer=_set_up_worker)
+            # Spawned, for JAX has threads, which a fork does not copy; and renewed, for it keeps
+            # what it traces.
+            self._pool = ProcessPoolExecutor(
+                workers,
+                multiprocessing.get_context("spawn"),
+                initializer=_set_up_worker,
+                max_tasks_per_child=20,
+            )
 
     def begin(self, cells: Iterable[Cell]) -> None:
         """Lets other processes begin with what these cells need."""
@@ -119,9 +126,19 @@ def _reason(what: str, config: ConfigDict, directory: Path) -> str:
 
 
 def _set_up_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     setup.use_compilation_cache()
     setup.quiet_libraries()
     use_quick_compilation()
+
+
+def _end_with_parent() -> None:
+    """Waits until the command is gone, however it went, and ends this process of its pool."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def full_config(cell: Cell) -> ConfigDict:
@@ -160,7 +177,7 @@ def trace_step(config: ConfigDict) -> None:
 
 
 def train_two_steps(config: ConfigDict, directory: Path) -> None:
-    """Trains through the loop of every run, up to the plots and summary.json.
+    """Trains through the loop of every run; only plots and summary.json are left out.
 
     Raises:
       UserError: as `loop.train`, or the loop has not done two steps.

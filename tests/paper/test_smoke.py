@@ -1,0 +1,65 @@
+"""Two cells a day are proven to run; what cannot run is found."""
+
+import dataclasses
+import datetime
+
+import pytest
+
+from samon_jax.paper.catalog import catalog
+from samon_jax.paper.smoke import (
+    SMALLEST,
+    Smoke,
+    full_config,
+    small_config,
+    trace_step,
+    train_two_steps,
+)
+
+CELLS = [(table.name, cell) for table in catalog().values() for cell in table.cells]
+
+
+def test_two_cells_of_today(tmp_path, quick_compile):
+    """One is traced and another trains; tomorrow it is the turn of others."""
+    today = datetime.date.today()
+    day = today.timetuple().tm_yday
+    traced, trained = CELLS[day % len(CELLS)], CELLS[(day + len(CELLS) // 2) % len(CELLS)]
+    for verb, (name, cell) in (("traced", traced), ("trained", trained)):
+        print(f"{today}, {verb}: {name}, {cell.row.text}, {cell.column.text}")
+    trace_step(full_config(traced[1]))
+    train_two_steps(small_config(full_config(trained[1])), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"sam.mask": "only_norm_in:stage9"}, "trace: UserError: sam.mask"),
+        ({"sam.m": 48}, "trace: UserError: sam.m=48 is not allowed"),
+        ({"fix_norm": True}, "trace: UserError: sam.mask='only_norm' is not allowed with fix_norm"),
+    ],
+)
+def test_what_cannot_run_is_found(settings, reason, tmp_path):
+    cell = next(c for _, c in CELLS if c.settings.get("sam.mask") == "only_norm")
+    broken = dataclasses.replace(cell, settings=dict(cell.settings) | settings)
+    assert Smoke(tmp_path, workers=1).prove(broken).startswith(reason)
+
+
+def test_a_network_that_cannot_be_trained_is_found(tmp_path, monkeypatch, quick_compile):
+    """The trace of the real network is fine; the small run reports what it meets."""
+    monkeypatch.setitem(SMALLEST, "resnet-18", "vgg-12")
+    cell = next(c for _, c in CELLS if c.settings["model"] == "resnet-18")
+    assert Smoke(tmp_path, workers=1).prove(cell).startswith("run: UserError: model='vgg-12'")
+
+
+def test_small_runs_keep_the_method():
+    for name, cell in CELLS:
+        full = full_config(cell)
+        small = small_config(full)
+        assert full.model in SMALLEST
+        assert small.data.train_examples == 2 * small.batch_size
+        assert (full.sam.m == 0) == (small.sam.m == 0)
+        if full.sam.m:
+            assert full.batch_size * small.sam.m == full.sam.m * small.batch_size, name
+        for field in ("variant", "mask", "sparse", "sparsity", "rho"):
+            assert small.sam[field] == full.sam[field]
+        assert small.optimizer.to_dict() == full.optimizer.to_dict()
+        assert small.data.auto_augment == full.data.auto_augment
