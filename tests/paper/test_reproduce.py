@@ -270,6 +270,13 @@ def test_real_training(tmp_path, monkeypatch, quick_compile):
     mean, std = mean_and_std(accuracies)
     assert lines(tmp_path / "table1.md")[1][3] == f"{mean:.2f} ± {std:.2f}"
 
+    def refuse(config, directory):
+        raise AssertionError("a finished run is trained again")
+
+    monkeypatch.setattr(loop, "train", refuse)
+    reproduce.reproduce(request, tmp_path)
+    assert lines(tmp_path / "table1.md")[1][3] == f"{mean:.2f} ± {std:.2f}"
+
 
 @pytest.fixture
 def drawn(monkeypatch):
