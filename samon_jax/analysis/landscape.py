@@ -143,8 +143,9 @@ def plot_surfaces(surfaces: Mapping[str, np.ndarray], coordinates: np.ndarray, p
     rows = -(-len(surfaces) // columns)
     figure = figures.new(3.4 * columns + 0.8, 3.5 * rows)
     everything = np.stack(list(surfaces.values()))
-    low = max(float(np.nanmin(everything)), 1e-6)
-    high = max(float(np.nanmax(everything)), 2 * low)
+    finite = everything[np.isfinite(everything)]
+    low = max(float(finite.min()), 1e-6) if len(finite) else 1.0
+    high = max(float(finite.max(initial=0)), 2 * low)
     levels = np.geomspace(low * 0.999, high * 1.001, 18)
     grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
     for axes, (name, losses) in zip(grid, surfaces.items(), strict=False):

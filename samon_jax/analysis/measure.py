@@ -56,7 +56,7 @@ def work_units(run: Trained, settings: Settings) -> int:
     """Number of calls of `tick` that the measurements of a run make."""
     radii = sum(len(settings.radii(run.dataset.name, norm)) for norm in robustness.RADII)
     attacks = 2 if run.dataset.num_classes >= 3 else 1
-    return len(published.SHARPNESS_SETTINGS) + radii * attacks * settings.restarts + 2
+    return len(published.SHARPNESS_SETTINGS) + radii * attacks * settings.restarts + 4
 
 
 def sharpness_of(
@@ -145,17 +145,14 @@ def loss_along_epsilon(
     inputs, labels = run.examples(run.dataset.train, settings.surface_examples, settings.seed)
     gradient = landscape.gradient(run.apply, run.params, inputs, labels)
     masks = {"all": samon.all_params, "only_norm": samon.only_norm}
-    return {
-        mask: landscape.along(
-            run.apply,
-            run.params,
-            weights.epsilon_of(samon.variant("sam", 1.0, mask=masks[mask]), run.params, gradient),
-            steps,
-            inputs,
-            labels,
+    losses = {}
+    for mask, steps in distances.items():
+        step = jax.jit(
+            functools.partial(weights.epsilon_of, samon.variant("sam", 1.0, masks[mask]))
         )
-        for mask, steps in distances.items()
-    }
+        epsilon = step(run.params, gradient)
+        losses[mask] = landscape.along(run.apply, run.params, epsilon, steps, inputs, labels)
+    return losses
 
 
 def loss_surface(run: Trained, settings: Settings, coordinates: np.ndarray) -> np.ndarray:

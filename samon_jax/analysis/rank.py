@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy.linalg
 from flax import linen as nn
 from jax.tree_util import Partial
 
@@ -14,6 +15,7 @@ from samon_jax.errors import UserError
 PyTree = Any
 
 SHARE = 0.99
+BLOCK = 256  # rows of the matrix of moments that are renewed at once
 
 
 class FeatureRank(NamedTuple):
@@ -63,25 +65,30 @@ class Spectrum:
             self._count += len(rows)
             return
         rows = rows.astype(np.float64)
-        mean = rows.mean(0)
-        moments = (rows - mean).T @ (rows - mean)
+        mean, d = rows.mean(0), rows.shape[1]
         if self._mean is None or self._moments is None:
-            self._mean, self._moments, self._count = mean, moments, len(rows)
-            return
+            self._mean, self._moments = np.zeros(d), np.zeros((d, d))
         total = self._count + len(rows)
         difference = mean - self._mean
         weight = self._count * len(rows) / total
-        self._moments += moments
-        self._moments += weight * np.outer(difference, difference)
-        self._mean += difference * (len(rows) / total)
+        # One more row for the distance of the means; then no second [d, d] array is ever needed.
+        rows = np.vstack([rows - mean, np.sqrt(weight) * difference])
+        for begin in range(0, d, BLOCK):
+            columns = slice(begin, begin + BLOCK)
+            self._moments[columns] += rows[:, columns].T @ rows
+        self._mean += difference * ((len(rows) - 1) / total)
         self._count = total
 
     def squared_singular_values(self) -> np.ndarray:
-        """Squares of the singular values, min(n, d) of them, the largest first."""
+        """Squares of the singular values, min(n, d) of them, the largest first; call it once."""
         if self._count != self._examples:
             raise ValueError(f"{self._count} rows arrived instead of {self._examples}")
         matrix = self._moments if self._moments is not None else self._gram()
-        return np.clip(np.linalg.eigvalsh(matrix)[::-1], 0, None)
+        # In place; the transpose of a symmetric matrix has the layout that LAPACK wants.
+        values = scipy.linalg.eigh(
+            matrix.T, eigvals_only=True, overwrite_a=True, check_finite=False
+        )
+        return np.clip(values[::-1], 0, None)
 
     def _gram(self) -> np.ndarray:
         mean = sum(rows.sum(0, dtype=np.float64) for rows in self._rows) / self._count

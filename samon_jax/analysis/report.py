@@ -1,6 +1,9 @@
 """One report on several runs: Markdown for people, JSON for machines, and the pictures."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,35 +40,52 @@ def analyze(
 
     Raises:
       UserError: a run or checkpoint cannot be read, logits are not finite, or `out` cannot be
-        written.
+        written, which is tried before anything is measured.
     """
     runs = load_all(workdirs, which=which)
     out = out or workdirs[0] / "analysis"
-    try:
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={str(out)!r} cannot be written: {error.strerror}") from None
+        tempfile.TemporaryFile(dir=out).close()
 
     # disable=None: a bar on a terminal; elsewhere one line per run and kind of measurement.
     total = sum(measure.work_units(run, settings) for run in runs)
     with tqdm(total=total, unit="part", dynamic_ncols=True, leave=False, disable=None) as bar:
         records = [_measure(run, settings, bar) for run in runs]
-    _draw(runs, settings, out)
+        _draw(runs, settings, out, bar)
     write_json(out / JSON, {"settings": vars(settings), "which": which, "runs": records})
     write_text(out / MARKDOWN, _markdown(records, settings, which))
     print(f"report: {out / MARKDOWN}")
     return out / MARKDOWN
 
 
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out={str(out)!r} cannot be written: {error.strerror}") from None
+
+
 def _measure(run: Trained, settings: Settings, bar: Any) -> dict[str, Any]:
-    def tick(text: str) -> None:
-        bar.set_description_str(f"{run.name}: {text}")
-        bar.update()
+    try:
+        return _record(run, settings, bar)
+    except UserError as error:  # which of the runs it is
+        raise UserError(f"{run.name}: {error}") from None
 
-    def begin(text: str) -> None:
-        if bar.disable:
-            print(f"{run.name}: {text}", flush=True)
 
+def _tick(bar: Any, run: Trained, text: str) -> None:
+    bar.set_description_str(f"{run.name}: {text}")
+    bar.update()
+
+
+def _begin(bar: Any, run: Trained, text: str) -> None:
+    if bar.disable:
+        print(f"{run.name}: {text}", flush=True)
+
+
+def _record(run: Trained, settings: Settings, bar: Any) -> dict[str, Any]:
+    tick, begin = (functools.partial(f, bar, run) for f in (_tick, _begin))
     begin("sharpness")
     measured: dict[str, Any] = {"sharpness": measure.sharpness_of(run, settings, tick)}
     begin("adversarial robustness")
@@ -98,29 +118,30 @@ def _measure(run: Trained, settings: Settings, bar: Any) -> dict[str, Any]:
     }
 
 
-def _draw(runs: Sequence[Trained], settings: Settings, out: Path) -> None:
-    params = {run.name: run.params for run in runs}
-    weights.plot_norm_parameters(params, out / "norm_parameters.png")
-    weights.plot_magnitudes(params, out / "magnitudes.png")
-
+def _draw(runs: Sequence[Trained], settings: Settings, out: Path, bar: Any) -> None:
     distances = {
         mask: np.linspace(0, _reach(runs, mask, least), settings.surface_points)
         for mask, least in (("all", 0.2), ("only_norm", 1.0))
     }
-    losses = {run.name: measure.loss_along_epsilon(run, settings, distances) for run in runs}
-    landscape.plot_along(
-        {
-            title: (distances[mask], {name: own[mask] for name, own in losses.items()})
-            for mask, title in (("all", "along ε of SAM-all"), ("only_norm", "along ε of SAM-ON"))
-        },
-        out / "loss_along_epsilon.png",
-    )
     coordinates = np.linspace(-1, 1, settings.surface_points)
-    landscape.plot_surfaces(
-        {run.name: measure.loss_surface(run, settings, coordinates) for run in runs},
-        coordinates,
-        out / "loss_surface.png",
-    )
+    losses, surfaces = {}, {}
+    for run in runs:
+        _begin(bar, run, "loss around the weights")
+        _tick(bar, run, "loss along ε")
+        losses[run.name] = measure.loss_along_epsilon(run, settings, distances)
+        _tick(bar, run, "loss surface")
+        surfaces[run.name] = measure.loss_surface(run, settings, coordinates)
+
+    params = {run.name: run.params for run in runs}
+    along = {
+        title: (distances[mask], {name: own[mask] for name, own in losses.items()})
+        for mask, title in (("all", "along ε of SAM-all"), ("only_norm", "along ε of SAM-ON"))
+    }
+    with _writing(out):
+        weights.plot_norm_parameters(params, out / "norm_parameters.png")
+        weights.plot_magnitudes(params, out / "magnitudes.png")
+        landscape.plot_along(along, out / "loss_along_epsilon.png")
+        landscape.plot_surfaces(surfaces, coordinates, out / "loss_surface.png")
 
 
 def _reach(runs: Sequence[Trained], mask: str, least: float) -> float:

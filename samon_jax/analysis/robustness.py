@@ -262,5 +262,7 @@ def _check(
             raise UserError(f"{name}={value} must be an integer >= 1")
     if len(labels) == 0:
         raise UserError("labels is empty; at least one example is needed")
+    if len(images) != len(labels):
+        raise UserError(f"labels has {len(labels)} entries; there are {len(images)} images")
     if not (images.min() >= 0 and images.max() <= 1):
         raise UserError(f"images lie in [{images.min()}, {images.max()}]; they must lie in [0, 1]")

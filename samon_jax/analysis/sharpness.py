@@ -82,22 +82,12 @@ def worst_case(
     References:
       Müller et al. 2023, Eq. 6 and Tables 6, 18, 19; Andriushchenko et al. 2023.
     """
-    _check(radius, norm, steps, "steps")
-    scale = jax.tree.map(jnp.abs, params) if adaptive else None
-    start = jax.tree.map(jnp.zeros_like, params)
-    found = [
-        autopgd.maximize(
-            _objective(apply, params, scale, x, y, logit_norm, loss),
-            start,
-            radius,
-            norm=norm,
-            steps=steps,
-        )._replace(point=None)
-        for x, y in batches(inputs, labels, m)
-    ]
-    return _summarize(
-        [(f.start_value, f.value - f.start_value) for f in found], labels, len(found), m
+    if steps < 1:
+        raise UserError(f"steps={steps} must be an integer >= 1")
+    found = _search(
+        apply, params, inputs, labels, radius, norm, adaptive, logit_norm, steps, m, loss
     )
+    return _summarize([(f.start_value, f.value) for f in found], labels, m)
 
 
 def one_step(
@@ -119,23 +109,9 @@ def one_step(
     "elementwise_linf") and ρ T² g / ‖T g‖₂ for "l2" ("elementwise_l2"); without it, "l2" is "sam".
     The value can be negative. Arguments, returns and errors as in `worst_case`.
     """
-    _check(radius, norm)
-    scale = jax.tree.map(jnp.abs, params) if adaptive else None
-    start = jax.tree.map(jnp.zeros_like, params)
-    found = [
-        # AutoPGD's first step has twice the radius, so that its end is projected to the boundary.
-        autopgd.maximize(
-            _objective(apply, params, scale, x, y, logit_norm, loss),
-            start,
-            radius,
-            norm=norm,
-            steps=1,
-        )._replace(point=None)
-        for x, y in batches(inputs, labels, m)
-    ]
-    return _summarize(
-        [(f.start_value, f.last_value - f.start_value) for f in found], labels, len(found), m
-    )
+    # AutoPGD's first step has twice the radius, so that its end is projected to the boundary.
+    found = _search(apply, params, inputs, labels, radius, norm, adaptive, logit_norm, 1, m, loss)
+    return _summarize([(f.start_value, f.last_value) for f in found], labels, m)
 
 
 def average_case(
@@ -179,7 +155,9 @@ def average_case(
     Raises:
       UserError: as in `worst_case`.
     """
-    _check(radius, norm, samples, "samples")
+    _check(radius, norm)
+    if samples < 1:
+        raise UserError(f"samples={samples} must be an integer >= 1")
     scale = jax.tree.map(jnp.abs, params) if adaptive else None
     start = jax.tree.map(jnp.zeros_like, params)
     rows = []
@@ -193,24 +171,55 @@ def average_case(
             )
             for sample in range(samples)
         ]
-        rows.append((clean, jnp.stack(values).mean() - clean))
-    return _summarize(rows, labels, len(rows), m)
+        rows.append((clean, jnp.stack(values).mean()))
+    return _summarize(rows, labels, m)
 
 
 def batches(inputs: Any, labels: Any, m: int) -> Iterator[tuple[Any, Any]]:
     """Batches of m examples in their order; the rest is left out, a smaller set is one batch.
 
     Raises:
-      UserError: m < 1, or there is no example.
+      UserError: m < 1, there is no example, or not a label for each.
     """
     if m < 1:
         raise UserError(f"m={m} must be an integer >= 1")
     n = len(labels)
     if n == 0:
         raise UserError("labels is empty; at least one example is needed")
+    if len(inputs) != n:
+        raise UserError(f"labels has {n} entries; there are {len(inputs)} inputs")
     size = min(m, n)
     for begin in range(0, n - size + 1, size):
         yield inputs[begin : begin + size], jnp.asarray(labels[begin : begin + size])
+
+
+def _search(
+    apply: Apply,
+    params: PyTree,
+    inputs: Any,
+    labels: Any,
+    radius: float,
+    norm: str,
+    adaptive: bool,
+    logit_norm: bool,
+    steps: int,
+    m: int,
+    loss: Loss | None,
+) -> list[autopgd.Maximum]:
+    """What AutoPGD finds on every batch, without the points, which would fill the memory."""
+    _check(radius, norm)
+    scale = jax.tree.map(jnp.abs, params) if adaptive else None
+    start = jax.tree.map(jnp.zeros_like, params)
+    return [
+        autopgd.maximize(
+            _objective(apply, params, scale, x, y, logit_norm, loss),
+            start,
+            radius,
+            norm=norm,
+            steps=steps,
+        )._replace(point=None)
+        for x, y in batches(inputs, labels, m)
+    ]
 
 
 @jax.jit(static_argnames="norm")
@@ -271,22 +280,19 @@ def _mean_loss(
     return loss(apply(weights, inputs), labels).mean()
 
 
-def _check(radius: float, norm: str, count: int = 1, name: str = "") -> None:
+def _check(radius: float, norm: str) -> None:
     autopgd.check_norm(norm)
     check_radius("radius", radius)
-    if count < 1:
-        raise UserError(f"{name}={count} must be an integer >= 1")
 
 
-def _summarize(
-    rows: list[tuple[jax.Array, jax.Array]], labels: Any, count: int, m: int
-) -> Sharpness:
-    losses = np.array([float(row[0]) for row in rows])
-    changes = np.array([float(row[1]) for row in rows])
+def _summarize(rows: list[tuple[jax.Array, jax.Array]], labels: Any, m: int) -> Sharpness:
+    """The result from (loss at the weights, loss nearby) of every batch."""
+    losses, nearby = (np.array(jax.device_get(column), float) for column in zip(*rows, strict=True))
     if not np.isfinite(losses).all():
         raise UserError(
             f"the loss at the weights is {losses[~np.isfinite(losses)][0]}; "
             "sharpness needs a model whose logits are finite"
         )
-    examples = count * min(m, len(labels))
+    changes = nearby - losses
+    examples = len(rows) * min(m, len(labels))
     return Sharpness(float(changes.mean()), changes, float(losses.mean()), examples)

@@ -68,5 +68,9 @@ def test_figures(tmp_path):
         surfaces = {f"run {k}": grid * (k + 1) for k in range(count)}
         landscape.plot_surfaces(surfaces, t, tmp_path / f"{count}.png")
     landscape.plot_surfaces({"flat": np.ones((5, 5))}, t, tmp_path / "flat.png")
-    assert len(list(tmp_path.glob("*.png"))) == 5
+    overflowed = grid.copy()
+    overflowed[0, 0], overflowed[4, 4] = np.inf, np.nan
+    landscape.plot_surfaces({"run": grid, "steep": overflowed}, t, tmp_path / "steep.png")
+    landscape.plot_surfaces({"none": np.full((5, 5), np.nan)}, t, tmp_path / "none.png")
+    assert len(list(tmp_path.glob("*.png"))) == 7
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())

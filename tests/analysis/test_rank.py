@@ -1,3 +1,5 @@
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,17 @@ def test_spectrum_equals_numpy(n, d):
     expected = np.linalg.svd(matrix - matrix.mean(0), compute_uv=False) ** 2
     found = spectrum.squared_singular_values()
     np.testing.assert_allclose(found[: len(expected)], expected, rtol=1e-8, atol=1e-9)
+
+
+def test_moments_are_held_once():
+    rows = np.random.default_rng(0).normal(size=(64, 1500)).astype(np.float32)
+    spectrum = rank.Spectrum(2000)
+    tracemalloc.start()
+    for _ in range(3):
+        spectrum.add(rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 1500**2 * 8 <= peak < 1.4 * 1500**2 * 8
 
 
 def test_a_large_mean_does_not_count():

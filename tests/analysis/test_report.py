@@ -1,8 +1,10 @@
 import dataclasses
+import io
 import json
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -26,8 +28,12 @@ SETTINGS = measure.Settings(
 )
 
 
+def only_sharpness(run, settings, bar):
+    return measure.sharpness_of(run, settings, lambda text: None)
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, quick_compile):
     """A tiny run of one epoch, and one that starts from another seed."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
@@ -87,12 +93,21 @@ def test_accuracy_is_that_of_the_run(runs, written):
         assert run["test_accuracy"] == pytest.approx(summary["test_accuracy"], abs=1e-6)
 
 
-def test_numbers_do_not_change_when_repeated(runs, written, tmp_path):
+def test_numbers_do_not_change_when_repeated_with_a_bar(runs, written, tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(report.tqdm):
+        def __init__(self, **options):
+            bars.append(self)
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+
+    monkeypatch.setattr(report, "tqdm", Bar)
     path = report.analyze([runs / "two"], tmp_path / "other" / "place", settings=SETTINGS)
     (again,) = json.loads((path.parent / "report.json").read_text())["runs"]
     first = written[2]["runs"][1]
     for key in ("sharpness", "robustness", "feature_rank", "norm_share", "mean_magnitude"):
         assert again[key] == first[key]
+    assert bars[0].n == bars[0].total > 40  # as many parts as were announced
 
 
 def test_names_are_unique(runs, tmp_path):
@@ -124,6 +139,20 @@ def test_a_run_without_a_checkpoint_is_an_error(runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         report.analyze([runs / "two"], tmp_path / "file" / "out", settings=SETTINGS)
+
+
+def test_logits_of_nan_name_the_run(runs, monkeypatch, tmp_path):
+    load = trained.load_all
+
+    def broken(*args, **kwargs):
+        one, two = load(*args, **kwargs)
+        params = jax.tree.map(lambda leaf: leaf * np.nan, two.params)
+        return [one, dataclasses.replace(two, params=params)]
+
+    monkeypatch.setattr(report, "load_all", broken)
+    monkeypatch.setattr(report, "_record", only_sharpness)
+    with pytest.raises(UserError, match=r"^two: the loss at the weights is nan; sharpness needs"):
+        report.analyze([runs / "one", runs / "two"], tmp_path, settings=SETTINGS)
 
 
 def test_published_values_need_the_same_setting():

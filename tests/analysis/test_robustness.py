@@ -157,6 +157,7 @@ def test_one_program_per_loss_for_all_batches_radii_and_restarts():
         ({"restarts": 0}, "restarts=0"),
         ({"images": np.full((48, 4, 4, 1), 2.0)}, r"images lie in \[2.0, 2.0\]"),
         ({"images": np.zeros((0, 4, 4, 1)), "labels": np.zeros(0, int)}, "labels is empty"),
+        ({"labels": np.zeros(47, int)}, "labels has 47 entries; there are 48 images"),
         ({"params": {"in": jnp.full((16, 24), jnp.nan), "out": jnp.zeros((24, 5))}}, "not finite"),
     ],
 )

@@ -177,6 +177,7 @@ def test_one_program_for_all_batches_radii_steps_and_runs():
         ({"steps": 0}, "steps=0"),
         ({"m": 0}, "m=0"),
         ({"labels": np.zeros(0, int)}, "labels is empty"),
+        ({"labels": np.zeros(39, int)}, "labels has 39 entries; there are 40 inputs"),
     ],
 )
 def test_bad_arguments(change, message):
