@@ -33,8 +33,9 @@ def train_together(
     finished runs are left alone, and the others go on together if they stand at the same step, else
     one after the other. That is also what happens if the memory of a device does not hold them all.
 
-    On CPU this is slower than one run after the other: there XLA has no fast convolution for
-    kernels that differ within a batch.
+    On CPU this is slower than one run after the other, for XLA has no fast convolution there whose
+    kernels differ within a batch: on two cores, a step of three seeds took 1.1 times as long as
+    three steps with digits-resnet and 3.1 times as long with ResNet-20.
 
     Args:
       configs: complete configs that differ in `seed` only, or also in `sam.rho` if `sam.rho_min`
