@@ -51,7 +51,7 @@ def default_config() -> ConfigDict:
     config.steps_per_dispatch = 0  # steps per call of the program; 0 = 1 on CPU, else <= 50
 
     config.data = ConfigDict()
-    config.data.name = "cifar100"  # "digits", "cifar10" or "cifar100"
+    config.data.name = "cifar100"  # a name that samon_jax.data.names() lists
     config.data.dir = ""  # TFDS data_dir; "" = TFDS_DATA_DIR, else the default of TFDS
     config.data.train_examples = 0  # only so many, the first of the data set; 0 = all
     config.data.test_examples = 0  # only so many, the first of the data set; 0 = all
@@ -104,9 +104,7 @@ def default_config() -> ConfigDict:
     config.sam.gsam_alpha = 0.0
     # ESAM (Du et al. 2022); 1 = SAM.
     config.sam.esam_beta = 1.0  # probability with which an entry of the perturbation is kept
-    config.sam.esam_gamma = (
-        1.0  # share of the batch in the second pass: the most sensitive examples
-    )
+    config.sam.esam_gamma = 1.0  # share of the batch in the second pass: the most sensitive part
     # LookSAM (Liu et al. 2022).
     config.sam.look_every = 1  # steps between two perturbed ones; 1 = SAM
     config.sam.look_alpha = 0.7  # length of the reused direction, relative to the gradient's
