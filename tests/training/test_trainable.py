@@ -65,9 +65,10 @@ def test_one_step_of_fix_norm_written_out():
         return -(targets * jax.nn.log_softmax(logits)).sum(1).mean()
 
     weights = {name: jax.device_get(before.params[name]) for name in WEIGHTS}
-    grads = jax.grad(loss_fn)(weights)
+    gradient = jax.jit(jax.grad(loss_fn))
+    grads = gradient(weights)
     length = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads)))
-    sharp = jax.grad(loss_fn)(jax.tree.map(lambda w, g: w + 0.3 * g / length, weights, grads))
+    sharp = gradient(jax.tree.map(lambda w, g: w + 0.3 * g / length, weights, grads))
     expected = jax.tree.map(lambda w, g: w - 0.1 * (g + 5e-4 * w), weights, sharp)
     tiny.assert_trees_close(
         {name: after.params[name] for name in WEIGHTS}, expected, rtol=1e-4, atol=1e-6
