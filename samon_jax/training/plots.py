@@ -16,6 +16,8 @@ PyTree = Any
 
 TRAIN, TEST = "#8a8a8a", "#1f5fa8"
 
+_SMALL_ERROR = 10  # percent; errors below need a logarithmic axis
+
 
 def learning_curve(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws loss and error over epochs.
@@ -37,10 +39,13 @@ def learning_curve(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss (training: smoothed labels)"
     )
     error.set(xlabel="epoch", ylabel="wrong (%)", title="Error (training: augmented images)")
-    # Below one half of a percent a logarithmic axis would show single examples.
-    error.set_yscale("symlog", linthresh=1)
+    lowest = min(100 * (1 - max(r["train_accuracy"], r["test_accuracy"])) for r in records)
+    if lowest < _SMALL_ERROR:
+        # Below one half of a percent a logarithmic axis would show single examples.
+        ticks = [0, 1, 2, 5, 10, 20, 50, 100]
+        error.set_yscale("symlog", linthresh=1)
+        error.set_yticks(ticks, [str(tick) for tick in ticks])
     error.set_ylim(bottom=0, top=100)
-    error.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], ["0", "1", "2", "5", "10", "20", "50", "100"])
     for axes in (loss, error):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _tidy(axes)
