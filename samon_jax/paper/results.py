@@ -143,7 +143,7 @@ def smoke_markdown(table: Table, reasons: Mapping[tuple[str, str], str]) -> str:
         f"# {heading(table)}: smoke test",
         "",
         "Nothing here is a result: the training step of each cell was traced at its real size, and "
-        "the smallest network of its family trained two steps on noise.",
+        "a small network of the same kind trained two steps on noise.",
         "",
         "| row | column | runs |",
         "|---|---|---|",
