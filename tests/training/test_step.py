@@ -84,7 +84,7 @@ def test_variant_none_needs_no_perturbation():
     plain, _ = setup.set_up(tiny.config(sam__rho=1.0)).programs.train_plain(
         (start(run).replace(ascent_state=state.ascent_state), run.train_set), rows_of(run)
     )
-    assert_trees_close(state.params, plain.params, rtol=1e-6)
+    assert_trees_close(state.params, plain.params, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("rho", [0.5])
@@ -103,7 +103,7 @@ def test_running_statistics_of_each_pass(rho):
     batch = jax.tree.map(lambda p, r: (p - 0.9 * r) / 0.1, (clean, perturbed), (before, before))
     expected = jax.tree.map(lambda r, s1, s2: 0.9 * (0.9 * r + 0.1 * s1) + 0.1 * s2, before, *batch)
     assert_trees_close(states["both"].batch_stats, expected, rtol=1e-4, atol=1e-6)
-    assert_trees_close(states["both"].params, states["clean"].params, rtol=1e-6)
+    assert_trees_close(states["both"].params, states["clean"].params, rtol=1e-4, atol=1e-7)
 
 
 def test_small_m_averages_statistics_and_counts_all_examples():
