@@ -6,15 +6,9 @@ The papers draw these results and print none of them, but for the cells that sta
 from collections.abc import Sequence
 
 from samon_jax.paper import settings
-from samon_jax.paper.grid import NO_RHO, Cell, Published, Table, label
-from samon_jax.paper.tables import RANDOM_NOTE, SAM, SAM_ON, percent, sparse_methods
+from samon_jax.paper.grid import NO_RHO, Cell, Table, label
+from samon_jax.paper.tables import RANDOM_NOTE, basic_results, percent, sparse_methods
 
-_SGD = Published(80.71, 0.2)  # WRN-28 on CIFAR-100, Table 1
-# Table 1, basic augmentation: SGD, SAM all, SAM ON.
-_TABLE_1 = {
-    "WRN-28": (_SGD, SAM, SAM_ON),
-    "RNxT": (Published(80.16, 0.3), Published(81.79, 0.4), Published(82.22, 0.2)),
-}
 # Ours: the text names 50 %, "medium to high" and 99.93 %.
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.9993)
 # Ours: the text says "a range of batch-sizes and values of m".
@@ -116,7 +110,8 @@ def _sweep(model: str, masks: Sequence[str]) -> tuple[Cell, ...]:
 
 def _blocks() -> tuple[Cell, ...]:
     cells = []
-    for model, (sgd, all_, on) in _TABLE_1.items():
+    for model in ("WRN-28", "RNxT"):
+        sgd, all_, on = basic_results(model)
         base, row = settings.base("CIFAR-100", model), label(settings.model_part(model))
         cells.append(Cell(row, label(("SGD", "none")), base | settings.plain(), NO_RHO, sgd))
         for names, mask, published in (
@@ -140,12 +135,13 @@ def _sparse(*methods: str) -> tuple[Cell, ...]:
 
 def _batch_sizes() -> tuple[Cell, ...]:
     cells = []
+    _, all_, on = basic_results("WRN-28")
     for batch_size in BATCH_SIZES:
         ms = [m for m in (SMALLEST_M << i for i in range(10)) if m <= batch_size]
         for m in ms:
             for method, mask in _METHODS:
                 # Without m-sharpness at batch size 128, it is the cell of Table 1.
-                published = {"all": SAM, "only_norm": SAM_ON}[mask]
+                published = {"all": all_, "only_norm": on}[mask]
                 base = settings.base("CIFAR-100", "WRN-28")
                 cells.append(
                     Cell(
@@ -163,14 +159,15 @@ def _batch_sizes() -> tuple[Cell, ...]:
 
 def _regularization() -> tuple[Cell, ...]:
     base = settings.base("CIFAR-100", "WRN-28")
+    sgd, all_, on = basic_results("WRN-28")
     cells = []
     for decay in ("all", "no_norm", "none"):
         row = label("weight decay", decay)
         own = base | {"optimizer.decay": decay}
         for names, mask, result in (
-            (("SGD", "none"), None, _SGD),
-            (("SAM-all", "all"), "all", SAM),
-            (("SAM-ON", "only_norm"), "only_norm", SAM_ON),
+            (("SGD", "none"), None, sgd),
+            (("SAM-all", "all"), "all", all_),
+            (("SAM-ON", "only_norm"), "only_norm", on),
         ):
             if mask is None:
                 method, rho = settings.plain(), NO_RHO

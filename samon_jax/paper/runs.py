@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from samon_jax.errors import UserError
 from samon_jax.paper.grid import Cell, Label, Table, typed
-from samon_jax.training import loop, setup, workdir
+from samon_jax.training import loop, setup, together, workdir
 from samon_jax.training.config import REPORTING_FIELDS, default_config
 
 
@@ -137,8 +137,8 @@ class Runs:
           wanted: (rho, seed) of each run.
         """
         missing = [run for run in wanted if self.find(cell, *run) is None]
-        together = len(missing) > 1 and jax.default_backend() != "cpu"
-        groups = [missing] if together else [[run] for run in missing]
+        at_once = len(missing) > 1 and jax.default_backend() != "cpu"
+        groups = [missing] if at_once else [[run] for run in missing]
         while groups:
             group = groups.pop(0)
             configs = [cell_config(cell, *run, self._epochs) for run in group]
@@ -159,9 +159,7 @@ class Runs:
 def _train(configs: list[ConfigDict], folders: list[Path]) -> list[dict[str, Any]]:
     if len(configs) == 1:
         return [loop.train(configs[0], folders[0])]
-    from samon_jax.training.together import train_together
-
-    return train_together(configs, folders)
+    return together.train_together(configs, folders)
 
 
 def _identity(config: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from samon_jax.paper.grid import Rho, rho_of
-from samon_jax.paper.presets import DATASETS, SEARCH_SPACE, preset
+from samon_jax.paper.presets import DATASETS, SEARCH_SPACE, Preset, preset
 
 Settings = dict[str, Any]
 
@@ -83,16 +83,17 @@ def ssam(name: str, sparsity: float) -> Settings:
 
 def known_rho(data: str, model: str, variant: str, mask: str) -> Rho:
     """What the papers say about ρ; arguments as in `base` and `perturbed`."""
-    architecture = "vit" if is_vit(model) else "resnet"
-    return rho_of(preset(DATA[data], architecture, variant, mask))
+    return rho_of(_preset(data, model, variant, mask))
 
 
 def swept_rho(data: str, model: str, variant: str, mask: str) -> Rho:
     """All values of Table 7, as results."""
-    rho = known_rho(data, model, variant, mask)
-    architecture = "vit" if is_vit(model) else "resnet"
-    space = preset(DATA[data], architecture, variant, mask).space
-    return Rho("sweep", space, rho.source if rho.kind == "search" else "Table 7")
+    found = _preset(data, model, variant, mask)
+    return Rho("sweep", found.space, found.source if found.rho is None else "Table 7")
+
+
+def _preset(data: str, model: str, variant: str, mask: str) -> Preset:
+    return preset(DATA[data], "vit" if is_vit(model) else "resnet", variant, mask)
 
 
 def random_mask_rho(data: str) -> Rho:

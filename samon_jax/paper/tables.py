@@ -97,8 +97,8 @@ _TABLE_11 = {
 # fmt: on
 
 # Tables 5 and 12, WRN-28 on CIFAR-100.
-SAM = Published(83.11, 0.3)
-SAM_ON = Published(84.19, 0.2)
+_SAM = Published(83.11, 0.3)
+_SAM_ON = Published(84.19, 0.2)
 _RANDOM = Published(80.97, 0.2)
 _SSAM_F = {0.5: Published(83.94, 0.1), 0.9995: Published(83.14, 0.1)}
 _SSAM_D = {0.5: Published(83.53, 0.1), 0.9995: Published(81.01, 0.1)}
@@ -108,15 +108,27 @@ SPARSITY_OF_ON = {"WRN-28": 0.9995, "ResNet-18": 0.9993}  # Tables 5 and 12, Fig
 _TABLE_17 = {"ResNet-101": (78.75, 78.63, 79.27), "WRN-28": (63.49, 64.48, 62.70)}
 
 
+_RESNETS = ("RN-56", "RNxT", "WRN-28")
+
+
+def basic_results(model: str) -> tuple[Published, Published, Published]:
+    """SGD, SAM-all and SAM-ON of Table 1 with basic augmentation, which figures show again.
+
+    Args:
+      model: name of a network in Table 1.
+    """
+    found = {tuple(key): result for *key, result in _read(_TABLE_1["basic"], _RESNETS)}
+    return found["SGD", model, "all"], found["SAM", model, "all"], found["SAM", model, "ON"]
+
+
 def tables() -> tuple[Table, ...]:
     """All tables, in the order of the paper."""
-    resnets = ("RN-56", "RNxT", "WRN-28")
     notes = (_UNKNOWN_RHO, _RN_56, _BATCH, _STD)
     return (
         Table(
             "table1",
             "ResNet-like models on CIFAR-100",
-            tuple(_by_augmentation("CIFAR-100", resnets, _TABLE_1)),
+            tuple(_by_augmentation("CIFAR-100", _RESNETS, _TABLE_1)),
             notes,
         ),
         Table("table3", "Vision Transformers on CIFAR-10 and CIFAR-100", _table_3(), (_STD,)),
@@ -129,7 +141,7 @@ def tables() -> tuple[Table, ...]:
         Table(
             "table10",
             "ResNet-like models on CIFAR-10",
-            tuple(_by_augmentation("CIFAR-10", resnets, _TABLE_10)),
+            tuple(_by_augmentation("CIFAR-10", _RESNETS, _TABLE_10)),
             notes,
         ),
         Table(
@@ -187,7 +199,7 @@ def sparse_methods(
         return Cell(row, column, base | method, rho, result)
 
     cells = [*first]
-    for name, mask, result in (("SAM", "all", SAM), ("SAM-ON", "only_norm", SAM_ON)):
+    for name, mask, result in (("SAM", "all", _SAM), ("SAM-ON", "only_norm", _SAM_ON)):
         rho = settings.known_rho(data, model, "sam", mask)
         method = settings.perturbed("sam", mask)
         cells.append(cell(label((name, mask)), method, rho, result if in_table else None))
