@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 import samon_jax as samon
 from tests import reference
@@ -19,6 +18,7 @@ from tests.closed_form import (
     sam_epsilon,
     vector,
 )
+from tests.several_devices import over_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -107,18 +107,7 @@ def test_devices(how, m):
     ascent = samon.variant("sam", RHO)
     fn = samon.value_and_grad(loss_fn, ascent, axis_name="d", m=m, ascent_fraction=0.25, **BOTH)
     state = ascent.init(PARAMS)
-    if how == "pmap":
-        mapped = jax.pmap(fn, "d", in_axes=(None, None, 0, 0), out_axes=(0, None, None))
-        value, grads, _ = mapped(PARAMS, state, x.reshape(4, 8, 3), y.reshape(4, 8))
-    else:
-        mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-
-        def local(*args):
-            value, grads, state = fn(*args)
-            return value[None], grads, state
-
-        specs = {"in_specs": (P(), P(), P("d"), P("d")), "out_specs": (P("d"), P(), P())}
-        value, grads, _ = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(PARAMS, state, x, y)
+    value, grads, _ = over_devices(fn, how, PARAMS, state, x, y, devices=4, axis_name="d")
     v = vector(PARAMS)
     x, y = np.asarray(x).reshape(4, 8, 3), np.asarray(y).reshape(4, 8)
     np.testing.assert_allclose(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
 
 import samon_jax as samon
 from samon_jax.footprint import footprint
@@ -23,6 +22,7 @@ from tests.closed_form import (
     sam_epsilon,
     vector,
 )
+from tests.several_devices import over_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -143,19 +143,7 @@ def test_devices_select_among_their_own_examples(how):
     ascent = samon.variant("sam", RHO)
     fn = samon.esam(losses_fn, ascent, gamma=0.5, axis_name="d", **BOTH)
     state = ascent.init(PARAMS)
-    if how == "pmap":
-        run = jax.pmap(fn, "d", in_axes=(None, None, 0, 0), out_axes=(0, None, None))
-        value, grads, state = run(PARAMS, state, x.reshape(4, 8, 3), y.reshape(4, 8))
-    else:
-        mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-
-        def local(*args):
-            value, grads, state = fn(*args)
-            return value[None], grads, state
-
-        specs = {"in_specs": (P(), P(), P("d"), P("d")), "out_specs": (P("d"), P(), P())}
-        run = jax.jit(jax.shard_map(local, mesh=mesh, **specs))
-        value, grads, state = run(PARAMS, state, x, y)
+    value, grads, state = over_devices(fn, how, PARAMS, state, x, y, devices=4, axis_name="d")
     want = [by_hand(x[i : i + 8], y[i : i + 8], 0.5, ALL) for i in range(0, 32, 8)]
     np.testing.assert_allclose(value, [w[0] for w in want], rtol=1e-5)
     np.testing.assert_allclose(

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
 
 import samon_jax as samon
 from tests.reference import assert_close, data, is_norm, mlp, mlp_loss, two_passes
+from tests.several_devices import over_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -135,27 +135,12 @@ def test_ascent_that_reads_more_than_it_moves():
     assert_close((loss, grads), (losses.mean(), expected))
 
 
-def over_devices(f, ascent, how):
+def on_devices(f, ascent, how):
     """Runs f over 8 devices with 2 examples each."""
-    x, y = data(16)
-    params, state = mlp(), ascent.init(mlp())
-    if how == "pmap":
-        run = jax.pmap(f, "batch", in_axes=(None, None, 0, 0), out_axes=(0, None, None))
-        return run(params, state, x.reshape(8, 2, 3), y.reshape(8, 2, 2))
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    def local(*args):
-        loss, grads, state = f(*args)
-        return loss[None], grads, state
-
-    run = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(P(), P(), P("batch"), P("batch")),
-        out_specs=(P("batch"), P(), P()),
-        check_vma=how == "shard_map",
+    params = mlp()
+    return over_devices(
+        f, how, params, ascent.init(params), *data(16), devices=8, axis_name="batch"
     )
-    return jax.jit(run)(params, state, x, y)
 
 
 def groups(moved, m):
@@ -183,7 +168,7 @@ def groups(moved, m):
 def test_groups_of_devices(how, m, mask, moved):
     ascent = samon.perturbation(RHO, mask=mask)
     f = samon.value_and_grad(mlp_loss, ascent, axis_name="batch", m=m, **BOTH)
-    losses, grads, _ = over_devices(f, ascent, how)
+    losses, grads, _ = on_devices(f, ascent, how)
     x, y = data(16)
     local = [mlp_loss(mlp(), x[i : i + 2], y[i : i + 2]) for i in range(0, 16, 2)]
     assert_close(losses, np.stack(local))
@@ -194,7 +179,7 @@ def test_groups_of_devices(how, m, mask, moved):
 def test_m_of_a_devices_batch_is_the_default(m):
     ascent = samon.perturbation(RHO, mask=samon.only_norm)
     f = samon.value_and_grad(mlp_loss, ascent, axis_name="batch", m=m, **BOTH)
-    losses, grads, _ = over_devices(f, ascent, "pmap")
+    losses, grads, _ = on_devices(f, ascent, "pmap")
     assert_close((losses, grads), loop(is_norm, 2))
 
 
@@ -207,7 +192,7 @@ def test_parts_on_every_device():
         return jnp.mean((h @ params["c"]["kernel"] - y) ** 2)
 
     f = samon.value_and_grad(loss_fn, ascent, axis_name="batch", m=1, **BOTH)
-    losses, grads, _ = over_devices(f, ascent, "shard_map")
+    losses, grads, _ = on_devices(f, ascent, "shard_map")
     x, y = data(16)
 
     def moved(path):
@@ -248,4 +233,4 @@ def test_errors_over_devices(m):
     ascent = samon.perturbation(RHO)
     f = samon.value_and_grad(mlp_loss, ascent, axis_name="batch", m=m, **BOTH)
     with pytest.raises(samon.UserError, match=f"m={m} must divide the 2 .* number of devices, 8"):
-        over_devices(f, ascent, "pmap")
+        on_devices(f, ascent, "pmap")

@@ -70,8 +70,7 @@ def algorithm_1(peak, curvature, radius, steps, norm):
     eta_then, best_then, sizes = eta, f(x0), [eta]
     rises = int(values[1] > values[0])
     old, x = x0, x1
-    if 1 in checkpoints and steps > 1:
-        raise NotImplementedError
+    assert steps == 1 or 1 not in checkpoints  # this loop checks from step 2 on
     for k in range(1, steps):
         z = project(x + eta * gradient(x))
         new = project(x + 0.75 * (z - x) + 0.25 * (x - old))

@@ -77,21 +77,10 @@ def test_runs_that_differ_in_seed_and_radius_share_one_program():
     runs = [setup.set_up(tiny.config(**f)) for f in fields]
     assert all(run.programs is runs[0].programs for run in runs)
     first, _ = tiny.trained(runs[0])
-    compilations = []
-
-    def listen(event, duration, **kwargs):
-        if "backend_compile" in event:
-            compilations.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        jax.jit(lambda x: x * 2.3456)(1.0)
-        assert len(compilations) == 1  # the listener hears
+    with tiny.compilations() as compiled:
         second, _ = tiny.trained(runs[1])
         tiny.trained(runs[2])
-        assert len(compilations) == 1
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
     assert [float(state.rho) for state in (first, second)] == pytest.approx([0.1, 0.4])
     assert not np.array_equal(*(s.params["stem"]["kernel"] for s in (first, second)))
 

@@ -195,20 +195,9 @@ def test_seeds_share_one_program_and_differ_in_their_result():
     first, second = (setup.set_up(tiny.config(seed=seed)) for seed in (0, 1))
     assert first.programs is second.programs
     states = [trained(first)[0]]
-    compilations = []
-
-    def listen(event, duration, **kwargs):
-        if "backend_compile" in event:
-            compilations.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        jax.jit(lambda x: x * 1.2345)(1.0)
-        assert len(compilations) == 1  # the listener hears
+    with tiny.compilations() as compiled:
         states.append(trained(second)[0])
-        assert len(compilations) == 1
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
     assert [int(state.seed) for state in states] == [0, 1]
     assert not np.array_equal(*(s.params["stem"]["kernel"] for s in states))
 

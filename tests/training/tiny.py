@@ -1,10 +1,11 @@
 """A model that compiles quickly, a run that uses it, and a way to die at a chosen moment."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,25 @@ def walk(run, steps, program=None) -> tuple[Any, list[float]]:
         state, metrics = (program or run.programs.train)((state, run.train_set), rows)
         losses.append(float(metrics.loss[0, 0]))
     return state, losses
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collects what XLA compiles within the context; a first program shows that it hears."""
+    heard: list[str] = []
+
+    def listen(event, duration, **kwargs):
+        if "backend_compile" in event:
+            heard.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.jit(lambda x: x * 1.2345)(1.0)
+        assert len(heard) == 1
+        heard.clear()
+        yield heard
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def assert_trees_close(one, other, **tolerance) -> None:
