@@ -18,7 +18,8 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from samon_jax.errors import UserError
-from samon_jax.training import cli, cluster, failure, signals
+from samon_jax.processes import cluster, failure, signals
+from samon_jax.training import cli
 
 
 def run(arguments: cli.Arguments) -> None:
@@ -29,7 +30,7 @@ def run(arguments: cli.Arguments) -> None:
     """
     workdirs = [Path(folder) for folder in arguments.workdirs]
 
-    from samon_jax.training import environment
+    from samon_jax.processes import environment
     from samon_jax.training.compare import compare
     from samon_jax.training.loop import train
     from samon_jax.training.reading import evaluate_checkpoint, read_lines, translate

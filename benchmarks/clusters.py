@@ -28,9 +28,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from samon_jax import models
-from samon_jax.training import cluster, loop, run
+from samon_jax.processes import cluster
+from samon_jax.processes.local import start
+from samon_jax.training import loop, run
 from samon_jax.training.config import default_config
-from samon_jax.training.local_processes import start
 from samon_jax.workdir import checkpoints
 
 STEPS = 50

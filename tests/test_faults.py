@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import main
-from samon_jax.training import failure
+from samon_jax.processes import failure
 
 ROOT = Path(__file__).parent.parent
 RUN = (

@@ -19,7 +19,8 @@ from samon_jax.methods.sam import value_and_grad as sam_value_and_grad
 from samon_jax.perturbation import RADIUS
 
 PyTree = Any
-GradFn = Callable[..., tuple[Any, PyTree, "LookSamState"]]
+Result = tuple[Any, PyTree, "LookSamState"]  # value, gradient, next state
+GradFn = Callable[..., Result]
 
 # Below this share of the whole difference of the two gradients, g_v is nothing but rounding.
 _ROUNDING = 32 * float(jnp.finfo(jnp.float32).eps)
@@ -147,32 +148,20 @@ def looksam(
         direction = jax.tree.map(jnp.zeros_like, params) if every > 1 else ()
         return LookSamState(jnp.zeros((), jnp.int32), direction, ascent.init(params))
 
-    def sharp(
-        params: PyTree, state: LookSamState, *args: Any, **kwargs: Any
-    ) -> tuple[Any, PyTree, LookSamState]:
+    def sharp(params: PyTree, state: LookSamState, *args: Any, **kwargs: Any) -> Result:
         _check_state(state)
         value, grads, ascent_state = sharp_grad(params, state.ascent_state, *args, **kwargs)
-        direction: PyTree = ()
-        if every > 1:
-            _, treedef = flatten(params)
-            pairs = treedef.flatten_up_to(grads)
-            clean, sharp_leaves = [list(leaves) for leaves in zip(*pairs, strict=True)]
-            grads = treedef.unflatten(sharp_leaves)
-            direction = treedef.unflatten(_orthogonal(sharp_leaves, clean))
+        grads, direction = _parted(params, grads) if every > 1 else (grads, ())
         return value, grads, LookSamState(_next(state), direction, ascent_state)
 
-    def plain(
-        params: PyTree, state: LookSamState, *args: Any, **kwargs: Any
-    ) -> tuple[Any, PyTree, LookSamState]:
+    def plain(params: PyTree, state: LookSamState, *args: Any, **kwargs: Any) -> Result:
         _check_state(state)
         value, grads, _ = plain_grad(params, still.init(params), *args, **kwargs)
         leaves, treedef = flatten(grads)
         added = _with_direction(leaves, treedef.flatten_up_to(state.direction), alpha)
         return value, treedef.unflatten(added), state._replace(count=_next(state))
 
-    def choose(
-        params: PyTree, state: LookSamState, *args: Any, **kwargs: Any
-    ) -> tuple[Any, PyTree, LookSamState]:
+    def choose(params: PyTree, state: LookSamState, *args: Any, **kwargs: Any) -> Result:
         _check_state(state)
         return jax.lax.cond(
             state.count % every == 0,
@@ -187,6 +176,13 @@ def looksam(
 
 def _pair(clean: PyTree, perturbed: PyTree) -> PyTree:
     return jax.tree.map(lambda g, g_s: (g, g_s), clean, perturbed)
+
+
+def _parted(params: PyTree, pairs: PyTree) -> tuple[PyTree, PyTree]:
+    """The sharp gradient, and its part orthogonal to the clean one, of pairs of both."""
+    _, treedef = flatten(params)
+    clean, sharp = (list(x) for x in zip(*treedef.flatten_up_to(pairs), strict=True))
+    return treedef.unflatten(sharp), treedef.unflatten(_orthogonal(sharp, clean))
 
 
 def _check_state(state: Any) -> None:
@@ -246,10 +242,10 @@ def _build(recipe: Recipe, fields: Fields, setting: Setting) -> Recipe:
     every = fields["look_every"]
 
     def look(
-        loss_fn: Callable[..., Any], ascent: optax.GradientTransformation, options: Options
+        losses_fn: LossesFn, ascent: optax.GradientTransformation, options: Options
     ) -> LookSam:
         return looksam(
-            loss_fn,
+            mean_of(losses_fn),
             ascent,
             every=every,
             alpha=fields["look_alpha"],
@@ -259,27 +255,23 @@ def _build(recipe: Recipe, fields: Fields, setting: Setting) -> Recipe:
             batch_argnums=options.batch_argnums,
         )
 
-    def sharp(
-        losses_fn: LossesFn, ascent: optax.GradientTransformation, options: Options
-    ) -> GradFn:
-        return look(mean_of(losses_fn), ascent, options).sharp
-
-    def reuse(
-        losses_fn: LossesFn, ascent: optax.GradientTransformation, options: Options
-    ) -> GradFn:
-        return look(mean_of(losses_fn), ascent, options).plain
-
     def init(ascent: optax.GradientTransformation, params: PyTree) -> LookSamState:
-        return look(lambda params: jnp.zeros(()), ascent, recipe.options).init(params)
+        return look(lambda params: (jnp.zeros(1), ()), ascent, recipe.options).init(params)
 
     def due(perturbed_steps: int) -> str:
         return REUSE if perturbed_steps % every else SHARP
 
-    return recipe._replace(passes={SHARP: sharp, REUSE: reuse}, init=init, due=due, period=every)
+    passes = {
+        SHARP: lambda losses_fn, ascent, options: look(losses_fn, ascent, options).sharp,
+        REUSE: lambda losses_fn, ascent, options: look(losses_fn, ascent, options).plain,
+    }
+    return recipe._replace(passes=passes, init=init, due=due, period=every)
 
 
-def _looks_with(other: Callable[[Fields], bool]) -> Callable[[Fields], bool]:
-    return lambda fields: fields["look_every"] > 1 and other(fields)
+def _conflict(other: str, used: Callable[[Fields], bool], reason: str) -> Conflict:
+    return Conflict(
+        lambda fields: fields["look_every"] > 1 and used(fields), other, "look_every", reason
+    )
 
 
 MEMBER = Member(
@@ -290,34 +282,29 @@ MEMBER = Member(
         f"LookSAM with k = {fields['look_every']} and α = {fields['look_alpha']:g}"
     ],
     conflicts=[
-        Conflict(
-            _looks_with(lambda fields: fields["sparse"] != "none"),
+        _conflict(
             "sparse",
-            "look_every",
+            lambda fields: fields["sparse"] != "none",
             "the steps between would keep a direction of another mask",
         ),
-        Conflict(
-            _looks_with(lambda fields: fields["gsam_alpha"] > 0),
+        _conflict(
             "gsam_alpha",
-            "look_every",
+            lambda fields: fields["gsam_alpha"] > 0,
             "both add a direction of their own to the same gradient",
         ),
-        Conflict(
-            _looks_with(lambda fields: fields["esam_gamma"] < 1),
+        _conflict(
             "esam_gamma",
-            "look_every",
+            lambda fields: fields["esam_gamma"] < 1,
             "the direction that is reused must come from the whole batch",
         ),
-        Conflict(
-            _looks_with(lambda fields: fields["ascent_fraction"] < 1),
+        _conflict(
             "ascent_fraction",
-            "look_every",
+            lambda fields: fields["ascent_fraction"] < 1,
             "the direction that is reused must come from the whole batch",
         ),
-        Conflict(
-            _looks_with(lambda fields: fields["batch_stats"] != "clean"),
+        _conflict(
             "batch_stats",
-            "look_every",
+            lambda fields: fields["batch_stats"] != "clean",
             "most steps have no perturbed pass",
         ),
     ],

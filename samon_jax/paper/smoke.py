@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 from samon_jax.errors import UserError
 from samon_jax.paper.grid import Cell, StandIns, Table
 from samon_jax.paper.runs import cell_config, radii
-from samon_jax.training import environment, loop
+from samon_jax.processes import environment
+from samon_jax.training import loop
 from samon_jax.training.config import identity
 from samon_jax.training.journal import Journal, claim, start_or_resume
 from samon_jax.training.run import set_up

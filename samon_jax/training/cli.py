@@ -14,8 +14,31 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from samon_jax.errors import UserError
-from samon_jax.training.cluster import ALONE, Given, complete
+from samon_jax.processes.cluster import ALONE, Given, complete
 from samon_jax.training.config import EVAL_FIELDS, check_fields, default_config
+
+# A line each: the mode that uses a flag, its kind, its name, what --help says. None has a default.
+_FLAGS = """
+  all       string  config   Config file, with options after a colon; --config.<field>=<value>.
+  all       strings workdir  Folder of the results; analyze takes several.
+  all       boolean debug    Show the traceback of an unexpected error.
+  analyze   string  out      Folder of the report; by default `analysis` in the first --workdir.
+  eval      string  data     Other sets with ImageNet's classes, as imagenet_v2,objectnet.
+  eval      string  split    Which examples, test (the default), val or another that the data have.
+  translate string  input    A file with a sentence a line; by default standard input.
+  reproduce string  table    A table or figure, as 1, table1 or figure3, or all of them: all.
+  reproduce string  rows     Only these rows, separated by commas.
+  reproduce string  columns  Only these columns, separated by commas.
+  reproduce integer seeds    Runs of each cell; by default as in the paper.
+  reproduce integer epochs   Length of the runs; by default as in the paper.
+  reproduce boolean search   Where rho is not known, try what the papers tried.
+  reproduce boolean list     Show tables, cells and costs, and train nothing.
+  train     boolean distributed          One process of several; by default, where it is seen.
+  train     string  coordinator_address  host:port of process 0, where the cluster does not say.
+  train     integer num_processes        How many processes there are, likewise.
+  train     integer process_id           Which of them this is, from 0, likewise.
+  train     integer coordinator_timeout  Seconds to wait for the other processes; by default 120.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,36 +130,29 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Arguments:
         of_cluster,
         values.split or "test",
         values.input,
-        values.debug,
-        _shifts(values),
+        bool(values.debug),
+        _shifts(values.data),
     )
 
 
-def _shifts(values: flags.FlagValues) -> tuple[str, ...]:
+def _shifts(given: str | None) -> tuple[str, ...]:
     """The sets of --data."""
-    if values.data is None:
-        return ()
-    if values.mode != "eval":
-        raise UserError(f"--data={values.data} is only allowed with --mode=eval")
-    names = tuple(name for part in values.data.split(",") if (name := part.strip()))
-    if not names:
+    names = tuple(name for part in (given or "").split(",") if (name := part.strip()))
+    if given is not None and not names:
         raise UserError("--data is empty; it names data sets, as imagenet_v2,imagenet_r")
     return names
 
 
 def _check_used(values: flags.FlagValues) -> None:
     """Refuses flags that the mode would ignore."""
-    for name, modes in (
-        ("out", ("analyze",)),
-        ("checkpoint", ("eval", "translate", "analyze")),
-        ("split", ("eval",)),
-        ("input", ("translate",)),
-    ):
-        if values[name].present and values.mode not in modes:
-            allowed = " and ".join(f"--mode={mode}" for mode in modes)
+    modes: dict[str, tuple[str, ...]]
+    modes = {name: (mode,) for mode, _, name, _ in _flags() if mode != "all"}
+    modes |= {"checkpoint": ("eval", "translate", "analyze"), "scale": ("reproduce",)}
+    for name, allowed in modes.items():
+        if values[name].present and values.mode not in allowed:
             raise UserError(
                 f"--{name}={values[name].value} has no effect with --mode={values.mode}; it is "
-                f"for {allowed}"
+                f"for {' and '.join(f'--mode={mode}' for mode in allowed)}"
             )
 
 
@@ -174,111 +190,53 @@ def load_config(argument: str) -> ConfigDict:
     return config.lock()
 
 
+def _flags() -> list[list[str]]:
+    return [line.split(maxsplit=3) for line in _FLAGS.strip().splitlines()]
+
+
 def _define() -> flags.FlagValues:
     values = flags.FlagValues()
     values.set_gnu_getopt()  # flags may come after anything
-    for name, text in (
-        ("config", "Config file, with options after a colon; --config.<field>=<value> overrides."),
-        ("out", "Folder of the report of analyze; by default `analysis` in the first --workdir."),
-        ("data", "eval: other sets with ImageNet's classes, as imagenet_v2,imagenet_r,objectnet."),
-        ("split", "eval: which examples, test (the default), val or another that the data have."),
-        ("input", "translate: a file with a sentence a line; by default standard input."),
+    define = {
+        "string": flags.DEFINE_string,
+        "strings": flags.DEFINE_multi_string,
+        "integer": flags.DEFINE_integer,
+        "boolean": flags.DEFINE_boolean,
+    }
+    for mode, kind, name, text in _flags():
+        text = text if mode == "all" else f"{mode}: {text}"
+        define[kind](name, None, text, flag_values=values)
+    for name, default, allowed, text in (
+        (
+            "mode",
+            "train",
+            ["train", "eval", "translate", "analyze", "reproduce"],
+            "What to do.",
+        ),
+        ("checkpoint", "newest", ["best", "newest"], "Which one eval, translate and analyze read."),
+        ("scale", None, ["full", "smoke"], "reproduce: smoke only proves that it runs."),
     ):
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    flags.DEFINE_multi_string(
-        "workdir", None, "Folder of the results; analyze takes several.", flag_values=values
-    )
-    modes = ["train", "eval", "translate", "analyze", "reproduce"]
-    flags.DEFINE_enum("mode", "train", modes, "What to do.", flag_values=values)
-    _define_reproduce(values)
-    flags.DEFINE_boolean(
-        "debug", False, "Show the traceback of an unexpected error.", flag_values=values
-    )
-    flags.DEFINE_enum(
-        "checkpoint",
-        "newest",
-        ["best", "newest"],
-        "Which one eval, translate and analyze read.",
-        flag_values=values,
-    )
-    _define_cluster(values)
+        flags.DEFINE_enum(name, default, allowed, text, flag_values=values)
     return values
 
 
-def _define_cluster(values: flags.FlagValues) -> None:
-    """The flags about the other processes."""
-    flags.DEFINE_boolean(
-        "distributed",
-        None,
-        "train: this is one process of several; by default, where that can be seen.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "coordinator_address",
-        None,
-        "host:port at which process 0 can be reached, where the cluster does not say.",
-        flag_values=values,
-    )
-    for name, text, default in (
-        ("num_processes", "how many processes there are, likewise.", None),
-        ("process_id", "which of them this is, from 0, likewise.", None),
-        ("coordinator_timeout", "seconds to wait for the other processes.", Given().timeout),
-    ):
-        flags.DEFINE_integer(name, default, text, flag_values=values)
-
-
-def _define_reproduce(values: flags.FlagValues) -> None:
-    """The flags of mode "reproduce"; those not given are None."""
-    for name, text in (
-        ("table", "reproduce: a table or figure, as 1, table1 or figure3, or all of them: all."),
-        ("rows", "reproduce: only these rows, separated by commas."),
-        ("columns", "reproduce: only these columns, separated by commas."),
-    ):
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    for name, text in (
-        ("seeds", "reproduce: runs of each cell; by default as in the paper."),
-        ("epochs", "reproduce: length of the runs; by default as in the paper."),
-    ):
-        flags.DEFINE_integer(name, None, text, flag_values=values)
-    flags.DEFINE_enum(
-        "scale",
-        None,
-        ["full", "smoke"],
-        "reproduce: smoke only proves that it runs.",
-        flag_values=values,
-    )
-    for name, text in (
-        ("search", "reproduce: where rho is not known, try what the papers tried."),
-        ("list", "reproduce: show tables, cells and costs, and train nothing."),
-    ):
-        flags.DEFINE_boolean(name, None, text, flag_values=values)
-
-
 def _cluster(values: flags.FlagValues) -> Given:
-    """The flags about the other processes, completed by the environment; only mode "train" asks."""
+    """What the flags say about the other processes, completed by the environment."""
     given = Given(
         values.distributed,
         values.coordinator_address,
         values.num_processes,
         values.process_id,
-        values.coordinator_timeout,
+        Given().timeout if values.coordinator_timeout is None else values.coordinator_timeout,
     )
-    if values.mode == "train":
-        return complete(given)
-    if given != Given():
-        raise UserError(f"--distributed is only allowed with --mode=train, not {values.mode}")
-    return ALONE
+    return complete(given) if values.mode == "train" else ALONE
 
 
 def _reproduce(values: flags.FlagValues) -> dict[str, Any]:
     """The flags of mode "reproduce" that were given, checked."""
-    names = ("table", "rows", "columns", "seeds", "epochs", "scale", "search", "list")
-    given: dict[str, Any] = {
-        name: values[name].value for name in names if values[name].value is not None
-    }
+    names = [name for mode, _, name, _ in _flags() if mode == "reproduce"] + ["scale"]
+    given: dict[str, Any] = {n: values[n].value for n in names if values[n].value is not None}
     if values.mode != "reproduce":
-        for name, value in given.items():
-            raise UserError(f"--{name}={value} is only allowed with --mode=reproduce")
         return {}
     for name in ("seeds", "epochs"):
         if given.get(name, 1) < 1:

@@ -15,7 +15,7 @@ import numpy as np
 
 import samon_jax
 from samon_jax.errors import UserError
-from samon_jax.training import cluster
+from samon_jax.processes import cluster
 from samon_jax.training.journal import measure
 from samon_jax.training.run import Run
 from samon_jax.training.state import TrainState

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import samon_jax as samon
 from samon_jax import drawing, tasks
 from samon_jax.errors import UserError
-from samon_jax.training import cluster
+from samon_jax.processes import cluster
 from samon_jax.training.config import changes, identity
 from samon_jax.training.run import Run
 from samon_jax.training.state import TrainState

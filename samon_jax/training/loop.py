@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from samon_jax.training import cluster
+from samon_jax.processes import cluster
 from samon_jax.training.follower import Follower, agree, machine, settings, start
 from samon_jax.training.journal import Journal, Writes, claim, finished, flops_of, start_or_resume
 from samon_jax.training.run import Run, set_up

@@ -26,6 +26,10 @@ DIRECTORY = "checkpoints"
 UNREADABLE = "unreadable_checkpoints"
 FORMAT = 2  # of the tree and of the values beside it
 
+# How TensorStore's ValueErrors say that the system refused to write.
+_REFUSED = ("OS error", "No space left", "Error writing", "Permission denied", "UNAVAILABLE")
+_REFUSED += ("FAILED_PRECONDITION", "INTERNAL")
+
 # Section `checkpoint` of a config.
 FIELDS: dict[str, Field] = {
     "every_epochs": Field(1, integer(1), "epochs between two checkpoints"),
@@ -134,12 +138,8 @@ class Checkpoints:
                     f"{name} is not finite after step {step}, and was not saved; a smaller "
                     "optimizer.lr or sam.rho may help"
                 )
-        beside = {
-            "format": FORMAT,
-            "crc32": checksum(leaves),
-            "score": score,
-            "identity": self._identity,
-        }
+        beside = {"format": FORMAT, "crc32": checksum(leaves)}
+        beside |= {"score": score, "identity": self._identity}
         with self._writing():
             self._manager.save(
                 step,
@@ -171,21 +171,15 @@ class Checkpoints:
         """Turns what Orbax raises when it cannot write into one line; other errors pass."""
         try:
             yield
-        except OSError as error:
-            raise self._unwritable(error.strerror or type(error).__name__) from None
-        except ValueError as error:  # TensorStore's; what the system said stands at its end
-            if not _is_write_error(error):
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                reason = error.strerror or type(error).__name__
+            elif any(word in str(error) for word in _REFUSED):
+                reason = str(error).rsplit(": ", 1)[-1]  # what the system said
+            else:
                 raise
-            raise self._unwritable(str(error).rsplit(": ", 1)[-1]) from None
-
-    def _unwritable(self, reason: str) -> UserError:
-        return UserError(f"{self._directory} cannot be written: {textwrap.shorten(reason, 200)}")
-
-
-def _is_write_error(error: Exception) -> bool:
-    """Whether TensorStore says that the system refused to write."""
-    words = ("OS error", "No space left", "Error writing", "Permission denied", "UNAVAILABLE")
-    return any(word in str(error) for word in (*words, "FAILED_PRECONDITION", "INTERNAL"))
+            reason = textwrap.shorten(reason, 200)
+            raise UserError(f"{self._directory} cannot be written: {reason}") from None
 
 
 def restore(
@@ -287,9 +281,8 @@ def set_aside_after(workdir: Path, step: int, say: Callable[[str], None] = print
 def saved_steps(workdir: Path) -> list[int]:
     """Steps of the complete checkpoints, readable or not, in increasing order."""
     directory = workdir / DIRECTORY
-    if not directory.is_dir():
-        return []
-    return sorted(int(name) for name in os.listdir(directory) if name.isdigit())
+    names = os.listdir(directory) if directory.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 class _DamagedError(Exception):

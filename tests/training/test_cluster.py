@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from samon_jax.errors import UserError
-from samon_jax.training import cluster, local_processes
-from samon_jax.training.cluster import Given, complete
+from samon_jax.processes import cluster, local
+from samon_jax.processes.cluster import Given, complete
 from samon_jax.workdir import checkpoints
 
 HERE = Path(__file__).parent
@@ -34,7 +34,7 @@ def start(folder, processes=2, *, arguments=(), moment="", devices=1, config=CON
         f"--workdir={folder / 'run'}",
         *arguments,
     ]
-    return local_processes.start(
+    return local.start(
         command,
         processes,
         devices=devices,

@@ -16,7 +16,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from samon_jax import drawing, models
-from samon_jax.training import environment, journal, loop
+from samon_jax.processes import environment
+from samon_jax.training import journal, loop
 from samon_jax.training.config import default_config
 from samon_jax.training.run import Call
 from samon_jax.workdir import checkpoints, files

@@ -238,7 +238,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from samon_jax.errors import UserError
-from samon_jax.training import environment
+from samon_jax.processes import environment
 from samon_jax.workdir.checkpoints import Checkpoints
 
 environment.quiet_libraries()

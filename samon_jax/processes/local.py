@@ -1,6 +1,6 @@
 """Starts several processes of a command on this machine, as a cluster would on its hosts.
 
-    python -m samon_jax.training.local_processes 2 -- python main.py --config=configs/digits.py ...
+    python -m samon_jax.processes.local 2 -- python main.py --config=configs/digits.py ...
 
 Each gets a share of the machine's simulated CPU devices, and JAX's variables. A signal goes to all
 of them; the status is that of the first that failed.

@@ -20,9 +20,9 @@ from jax._src import distributed  # the store has no public name
 from jax.experimental import multihost_utils
 
 from samon_jax.errors import UserError
-from samon_jax.training import watch
-from samon_jax.training.signals import stop_signals
-from samon_jax.training.watch import PREFIX
+from samon_jax.processes import watch
+from samon_jax.processes.signals import stop_signals
+from samon_jax.processes.watch import PREFIX
 
 # JAX's own defaults let survivors hang for minutes.
 _HEARTBEAT_SECONDS = 20

@@ -1,0 +1,1 @@
+"""Processes: how one starts, finds the others of its cluster, hears signals, and ends."""
