@@ -114,7 +114,7 @@ def cell_cost(
     """
     seeds = seeds or cell.seeds or table.seeds
     if cell.chosen_by is not None:  # by runs of their own, which are not left out
-        runs = len(cell.rho.values) + seeds
+        runs = len(cell.rho.values) + seeds - (cell.chosen_by.fields == cell.fields)
     elif cell.rho.kind == "search":
         runs = len(cell.rho.values) + seeds - 1 if search else 0
     else:

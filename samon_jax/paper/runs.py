@@ -92,13 +92,13 @@ def cell_config(cell: Cell, rho: float, seed: int, epochs: int | None = None) ->
       ('resnet-56b', 'sam', 'all', 200)
     """
     config = default_config()
+    # A checkpoint of a WRN-28-10 has 290 MB, and a table has hundreds of runs.
+    config.checkpoint.keep = 1
+    config.checkpoint.every_epochs = 5
     config.update_from_flattened_dict(dict(cell.fields))
     config.sam.rho = float(rho)
     config.seed = seed
     config.epochs = epochs or config.epochs
-    # A checkpoint of a WRN-28-10 has 290 MB, and a table has hundreds of runs.
-    config.checkpoint.keep = 1
-    config.checkpoint.every_epochs = 5
     return config
 
 

@@ -75,7 +75,13 @@ def sections() -> dict[str, dict[str, Field]]:
 # and eval_batch_size: programs of another size round differently.
 REPORTING_FIELDS = ("data.dir", "data.threads", "log.", "checkpoint.")
 # What --mode=eval can override.
-EVAL_FIELDS = ("data.dir", "data.threads", "eval_batch_size")
+EVAL_FIELDS = (
+    "data.dir",
+    "data.threads",
+    "eval_batch_size",
+    "translation.beam",
+    "translation.length_penalty",
+)
 
 
 def default_config() -> ConfigDict:

@@ -16,7 +16,7 @@ from samon_jax.errors import UserError
 from samon_jax.tasks.task import Task, Variables
 from samon_jax.tasks.translation import Translation
 from samon_jax.training import devices as devices_room
-from samon_jax.training.config import default_config
+from samon_jax.training.config import check_fields, default_config
 from samon_jax.training.devices import Devices
 from samon_jax.workdir import checkpoints, files
 from samon_jax.workdir.progress import say
@@ -60,19 +60,26 @@ def load_config(directory: Path) -> ConfigDict:
     return config
 
 
-def read(directory: Path, which: str = "newest") -> Trained:
+def read(
+    directory: Path, which: str = "newest", overrides: Mapping[str, Any] | None = None
+) -> Trained:
     """The model of a run, finished or not.
 
     Args:
       directory: its work directory.
       which: "newest" or "best" checkpoint.
+      overrides: values of fields of its config, among `config.EVAL_FIELDS`.
 
     Raises:
-      UserError: there is no run, or no checkpoint that can be read or fits the model.
+      UserError: there is no run, or no checkpoint that can be read or fits the model; or a value is
+        not allowed.
     """
     config = load_config(directory)
     if config.data.dir and not Path(config.data.dir).is_dir() and "TFDS_DATA_DIR" in os.environ:
         config.data.dir = ""  # the run comes from another machine
+    if overrides:
+        config.update_from_flattened_dict(overrides)
+        check_fields(config)
     task = tasks.create(config, directory)
     found = checkpoints.restore(directory, which=which, say=say)
     if found is None:
@@ -104,8 +111,7 @@ def evaluate_checkpoint(
     Raises:
       UserError: there is no run, or no checkpoint that can be read.
     """
-    trained = read(directory, which)
-    trained.config.update_from_flattened_dict(overrides or {})
+    trained = read(directory, which, overrides)
     metrics = evaluate(trained, devices_room.take(0), split)
     own = {name.removeprefix(f"{split}_"): value for name, value in metrics.items()}
     loss = f"{split} loss {own['loss']:.4f}"

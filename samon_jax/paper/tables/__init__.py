@@ -15,6 +15,7 @@ from samon_jax.paper.tables import (
     study,
     sweeps,
     translation,
+    translation_study,
     vggs,
     vits,
 )
@@ -32,4 +33,5 @@ FILES = (
     regularization,
     translation,
     study,
+    translation_study,
 )
