@@ -1,5 +1,6 @@
 """WideResNet (Zagoruyko and Komodakis, 2016, https://arxiv.org/abs/1605.07146)."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -57,6 +58,8 @@ class WideResNet(nn.Module):
       depth: number of layers that count, 6n + 4 with n >= 1 blocks per stage.
       width: widening factor >= 1; the stages have 16, 32 and 64 times as many channels.
       num_classes: number of logits.
+      stem_stride: stride of the first convolution, 1 in the paper; with 2, all stages see half the
+        resolution, a quarter of the operations.
       dtype: dtype of the computation up to the pooling; parameters and logits are float32.
 
     Raises:
@@ -66,6 +69,7 @@ class WideResNet(nn.Module):
     depth: int
     width: int
     num_classes: int
+    stem_stride: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -77,7 +81,8 @@ class WideResNet(nn.Module):
           train: normalize by the batch and update "batch_stats", which must then be mutable.
         """
         blocks = blocks_per_stage(self.depth, self.width)
-        x = layers.conv(16, 3, kernel_init=layers.HE_NORMAL_FAN_OUT, dtype=self.dtype, name="stem")(
+        stem: dict[str, Any] = {"kernel_init": layers.HE_NORMAL_FAN_OUT, "dtype": self.dtype}
+        x = layers.conv(16, 3, stride=self.stem_stride, name="stem", **stem)(
             images.astype(self.dtype)
         )
         for stage, features in enumerate((16, 32, 64), start=1):
@@ -108,3 +113,8 @@ def _create(depth: str, width: str, **kwargs: Any) -> WideResNet:
 
 
 register("wrn-<depth>-<width>", _create, pattern=r"wrn-(\d+)-(\d+)")
+register(
+    "wrn-<depth>-<width>-stem2",
+    partial(_create, stem_stride=2),
+    pattern=r"wrn-(\d+)-(\d+)-stem2",
+)
