@@ -7,35 +7,35 @@ import numpy as np
 
 from samon_jax.drawing import budgets
 from samon_jax.drawing.budgets import Curve
+from samon_jax.paper.grid import Metric
 from samon_jax.paper.results import Result
 from samon_jax.workdir import files
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw(results: Sequence[Result], path: Path, *, of: Metric) -> None:
     """Draws <name>-epochs.png and <name>-operations.png beside a table's page.
 
     Args:
       results: of the table; what has no finished run is left out.
       path: of the table's page.
+      of: what is measured after every epoch.
     """
-    found = [curve for result in results if (curve := over_epochs(result)) is not None]
+    found = [curve for result in results if (curve := over_epochs(result, of)) is not None]
     if not found:
         return
-    label = results[0].cell.metric.title
     for axis, curves in (
         ("epochs", found),
         ("operations", [curve.scaled(curve.per_epoch / 1e12) for curve in found]),
     ):
         unit = "epoch" if axis == "epochs" else "operations of training (TFLOP)"
-        budgets.draw(curves, path.with_name(f"{path.stem}-{axis}.png"), labels=(unit, label))
+        budgets.draw(curves, path.with_name(f"{path.stem}-{axis}.png"), labels=(unit, of.title))
 
 
-def over_epochs(result: Result) -> Curve | None:
-    """The metric of a cell after every epoch, of the runs with the chosen ρ; None without any.
+def over_epochs(result: Result, metric: Metric) -> Curve | None:
+    """A metric after every epoch, of the runs of a cell with the chosen ρ; None without any.
 
     Runs that another call trains at this moment are not looked at.
     """
-    metric = result.cell.metric
     runs = result.runs.get(result.chosen, ()) if result.chosen is not None else ()
     lines, per_epoch = [], []
     for run in runs:

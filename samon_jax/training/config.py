@@ -78,6 +78,7 @@ REPORTING_FIELDS = ("data.dir", "data.threads", "log.", "checkpoint.")
 EVAL_FIELDS = (
     "data.dir",
     "data.threads",
+    "data.held_back",
     "eval_batch_size",
     "translation.beam",
     "translation.length_penalty",

@@ -85,10 +85,4 @@ def tables() -> tuple[Table, ...]:
 
 def _draw(results: Sequence[Result], path: Path) -> None:
     """Curves of what is measured after every epoch."""
-    curves.draw(
-        [
-            dataclasses.replace(result, cell=dataclasses.replace(result.cell, metric=_VAL_BLEU))
-            for result in results
-        ],
-        path,
-    )
+    curves.draw(results, path, of=_VAL_BLEU)
