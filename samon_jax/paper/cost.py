@@ -96,7 +96,7 @@ def run_operations(table: Table, cell: Cell, epochs: int | None = None) -> float
         train_examples, test_examples = SIZES[config.data.name]
         train_examples = config.data.part or train_examples
         trained = train_examples // config.batch_size * config.batch_size * forward
-        evaluated = test_examples * forward
+        evaluated = (config.data.held_back or test_examples) * forward
     return config.epochs * (trained * step_factor(cell.fields) + evaluated)
 
 

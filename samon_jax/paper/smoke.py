@@ -35,7 +35,7 @@ from samon_jax.training.run import set_up
 # parameters, and to sort them for SSAM takes minutes.
 SMALLEST = {
     "wrn-28-10": "wrn-10-1",
-    "wrn-16-1": "wrn-10-1",
+    "wrn-10-2-stem2": "wrn-10-1-stem2",
     "resnet-56b": "resnet-8b",
     "resnext-29-32x4d": "resnext-11-2x4d",
     "densenet-100": "densenet-10",

@@ -1,5 +1,7 @@
 """Counts, names, dtypes and BatchNorm of the models, and their forward pass against NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,8 +185,8 @@ def np_resnet8b(p, s, x, norm):
     return np_resnet8(p, s, x, norm, projection=True)
 
 
-def np_preact(p, s, x, norm):
-    x = np_conv(x, p["stem"]["kernel"])
+def np_preact(p, s, x, norm, stem_stride=1):
+    x = np_conv(x, p["stem"]["kernel"], stem_stride)
     for stage in (1, 2, 3):
         name, stride = f"stage{stage}_block0", 1 if stage == 1 else 2
         q, t = p[name], s[name]
@@ -204,6 +206,7 @@ def np_preact(p, s, x, norm):
         ("resnet-8", np_resnet8, 3),
         ("resnet-8b", np_resnet8b, 3),
         ("wrn-10-1", np_preact, 3),
+        ("wrn-10-1-stem2", partial(np_preact, stem_stride=2), 3),
         ("digits-resnet", np_preact, 1),
     ],
 )
