@@ -23,7 +23,16 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 
-from benchmarks.accelerator import cifar, device, extras, pictures, plan, profile, speed
+from benchmarks.accelerator import (
+    cifar,
+    cifar_data,
+    device,
+    extras,
+    pictures,
+    plan,
+    profile,
+    speed,
+)
 from benchmarks.accelerator.budget import Budget
 from benchmarks.accelerator.report import Report
 from samon_jax.errors import UserError
@@ -58,12 +67,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="CIFAR-100: a folder of TFDS, or the .npz of benchmarks.decode_cifar",
     )
-    parser.add_argument("--cache", type=Path, help="folder that keeps compiled programs")
+    parser.add_argument("--cache", type=Path, help="of compiled programs; else <out>/compiled")
     args = parser.parse_args(arguments)
     if not 0 < args.minutes < float("inf"):
         raise UserError(f"--minutes={args.minutes:g} is not allowed; it must be above 0")
     if args.data is None and args.only == "cifar":
         raise UserError("--only=cifar needs --data=<folder or .npz>")
+    if args.data is not None:
+        cifar_data.find(args.data)  # said now and not when its turn comes
     args.only = tuple(filter(None, args.only.split(","))) or plan.PARTS
     for part in args.only:
         if part not in plan.PARTS:
@@ -85,9 +96,10 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget(args.minutes)
     if args.tiny:
         jax.config.update("jax_disable_most_optimizations", True)  # they take longer than the steps
-    if args.cache:
-        jax.config.update("jax_compilation_cache_dir", str(args.cache))
     report = Report(args.out, device.describe(), SECTIONS, pictures.draw)
+    # Several parts compile the same step; the second time it is read from here.
+    jax.config.update("jax_compilation_cache_dir", str(args.cache or args.out / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     before = len(report.results)
     report.say(f"{device.describe()}: {args.minutes:g} minutes; results in {args.out}")
     current = "nothing"

@@ -14,19 +14,15 @@ NPZ = f"{NAME}.npz"
 DECODE = f"python -m benchmarks.decode_cifar --dir=<TFDS data_dir> --out={NPZ}"
 
 
-def read(path: Path) -> Dataset:
-    """The data set in an .npz file, in a folder with `cifar100.npz`, or in a TFDS folder.
-
-    Args:
-      path: of the file, or of the folder.
+def find(path: Path) -> Path:
+    """The .npz file, or a folder of TFDS, in or at a path.
 
     Raises:
-      UserError: it is not there, is damaged, or needs packages that are missing.
+      UserError: there is none, or it needs packages that are missing.
     """
     file = path / NPZ if path.is_dir() else path
     if file.is_file():
-        splits = _arrays(file)
-        return Dataset(data.load(NAME).description, splits.__getitem__)
+        return file
     if not path.is_dir():
         raise UserError(f"--data={path} is not there")
     shards = sorted(path.rglob(f"{NAME}-train.array_record*"))
@@ -41,8 +37,23 @@ def read(path: Path) -> Dataset:
                 f"--data={path} holds shards, but {package} is not installed; decode them where "
                 f"it is: {DECODE}"
             )
-    # <data_dir>/cifar100/<version>/<shard>
-    return data.load(NAME, str(shards[0].parents[2]))
+    return shards[0].parents[2]  # <data_dir>/cifar100/<version>/<shard>
+
+
+def read(path: Path) -> Dataset:
+    """The data set in an .npz file, in a folder with `cifar100.npz`, or in a TFDS folder.
+
+    Args:
+      path: of the file, or of the folder.
+
+    Raises:
+      UserError: it is not there, is damaged, or needs packages that are missing.
+    """
+    found = find(path)
+    if found.is_dir():
+        return data.load(NAME, str(found))
+    splits = _arrays(found)
+    return Dataset(data.load(NAME).description, splits.__getitem__)
 
 
 def _arrays(file: Path) -> dict[str, Split]:

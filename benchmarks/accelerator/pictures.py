@@ -6,20 +6,20 @@ from benchmarks.accelerator.report import Result
 
 
 def draw(results: list[Result], out: Path) -> None:
-    """Draws what there is anew: speed.png and, once there is something, cifar.png."""
-    import matplotlib
+    """Draws the picture to which the last result belongs anew: speed.png or cifar.png."""
+    kind = results[-1]["kind"]
+    drawing = {"speed": _speed, "cifar": _curves}.get(kind)
+    if drawing is not None:
+        import matplotlib
 
-    matplotlib.use("Agg")
-    _speed([r for r in results if r["kind"] == "speed"], out / "speed.png")
-    _curves([r for r in results if r["kind"] == "cifar"], out / "cifar.png")
+        matplotlib.use("Agg")
+        drawing([r for r in results if r["kind"] == kind], out / f"{kind}.png")
 
 
 def _speed(results: list[Result], path: Path) -> None:
     """Images per second of every method, a panel a setting; PyTorch's in another colour."""
     from matplotlib import pyplot as plt
 
-    if not results:
-        return
     columns = min(3, len(results))
     lines = -(-len(results) // columns)
     size = (4.6 * columns, 3.4 * lines)
@@ -59,8 +59,6 @@ def _curves(results: list[Result], path: Path) -> None:
     """Test accuracy over epochs of every method, mean over seeds and their range."""
     from matplotlib import pyplot as plt
 
-    if not results:
-        return
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for result in results:
         epochs = [point["epoch"] for point in result["curve"]]

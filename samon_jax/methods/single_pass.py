@@ -51,9 +51,13 @@ def single_pass(
         momentum:  -ρ v_t / ‖v_t‖      v_t = β v_{t-1} + g_t
 
     "momentum" is Momentum-SAM. Mind its sign, which is not SAM's: SGD with momentum β moves along
-    -v_t, so that ε looks ahead as Nesterov's method does. v_t is the momentum of the loss
-    gradients, without the weight decay that a base optimizer may add to its own. But for that sign
-    and rounding, "momentum" and "average" give the same ε, for its length is ρ.
+    -v_t, so that ε looks ahead as Nesterov's method does. Sign, length, ε = 0 in the first step and
+    the order (gradient at w + ε, then v_t, the step, the next ε) are those of the authors'
+    algorithm and of their optimizer/msam.py, `p.sub_(momentum_buffer, alpha=rho / norm)`. In one
+    thing we differ: their buffer is the base optimizer's, with its weight decay; v_t here is of the
+    loss gradients alone, for ε does not know the optimizer. With AdamW they use its first moment,
+    which is v_t with β = b1 up to its length. But for the sign and rounding, "momentum" and
+    "average" give the same ε.
 
     In the first step ε = 0. A step costs what SGD's does. `value_and_grad` returns the loss (and
     aux) at w + ε: that at w is not known. With `axis_name` the averaged gradient is remembered, so
@@ -65,7 +69,7 @@ def single_pass(
       ascent: transform from gradients to ε, for example `variant("sam", 0.1, mask=only_norm)`, also
         inside `stochastic_perturbation`.
       direction: "previous", "momentum" or "average".
-      decay: β in [0, 1); "previous" does not read it. Becker et al. use the 0.9 of their SGD.
+      decay: β in [0, 1); "previous" does not read it. Becker et al. use 0.9, as their SGD.
 
     Returns:
       An optax transform whose ε does not depend on the gradients of its step.
@@ -87,7 +91,8 @@ def single_pass(
 
     References:
       Becker et al. 2024, Momentum-SAM: Sharpness Aware Minimization without Computational Overhead,
-      on "momentum"; "previous" and "average" are the same idea with SAM's sign.
+      https://arxiv.org/abs/2401.12033, and its code, https://github.com/MarlonBecker/MSAM, on
+      "momentum"; "previous" and "average" are ours: the same idea with SAM's sign.
     """
     check_transform("ascent", ascent)
     one_of(*DIRECTIONS)("direction", direction)

@@ -1,5 +1,6 @@
 """The single runs behind a cell: their configs, directories and results; nothing is run twice."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from samon_jax import methods
 from samon_jax.errors import UserError
 from samon_jax.paper.grid import ACCURACY, Cell, Label, Metric, Table, typed
 from samon_jax.training.config import default_config, identity
@@ -99,7 +101,19 @@ def cell_config(cell: Cell, rho: float, seed: int, epochs: int | None = None) ->
     config.sam.rho = float(rho)
     config.seed = seed
     config.epochs = epochs or config.epochs
+    config.num_devices = config.num_devices or _as_many_devices_as_fit(config)
     return config
+
+
+def _as_many_devices_as_fit(config: ConfigDict) -> int:
+    """Of all there are: 7 of 8 for Table 13, whose 896 examples are seven times its m of 128."""
+    processes = jax.process_count()
+    for count in range(jax.device_count(), processes, -processes):
+        with contextlib.suppress(UserError):
+            methods.check(dict(config.sam), batch_size=config.batch_size, num_devices=count)
+            if config.batch_size % count == 0:
+                return count
+    return processes
 
 
 def suffix(epochs: int | None) -> str:

@@ -6,7 +6,13 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    names = (
+        "jax_disable_most_optimizations",
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
+    before = {name: jax.config.values[name] for name in names}
+    jax.config.update(names[0], True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    for name, value in before.items():
+        jax.config.update(name, value)

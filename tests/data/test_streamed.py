@@ -1,5 +1,6 @@
 """Streamed batches: a function of (seed, epoch, step), whatever reads them."""
 
+import io
 import itertools
 import logging
 import subprocess
@@ -8,9 +9,11 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from samon_jax.data import pictures
 from samon_jax.data.folder import FolderRecords
+from samon_jax.data.prepare_imagenet import prepare
 from samon_jax.data.source import Share
 from samon_jax.data.streamed import Record, StreamedSource, take
 from samon_jax.errors import UserError
@@ -87,6 +90,7 @@ def test_processes_take_their_rows_of_the_same_batches(photograph_folders, proce
 
     one = source_of(photograph_folders, devices=processes)
     assert_same(parts(lambda s: s.epoch(0, 0)), one.epoch(0, 0))
+    assert_same(source_of(photograph_folders, devices=1).epoch(0, 0), one.epoch(0, 0))
     assert_same(parts(lambda s: s.evaluation().batches), one.evaluation().batches)
 
 
@@ -195,40 +199,48 @@ def test_a_border_is_cut_off(photograph_folders):
 
 
 _MEMORY = """
-import io, resource, sys
-import numpy as np
-from PIL import Image
-from samon_jax.data.streamed import Record, StreamedSource
-
-noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
-file = io.BytesIO()
-Image.fromarray(noise).resize((1000, 1000)).save(file, "JPEG", quality=60)
-
-class Endless:
-    def __len__(self):
-        return 4000
-
-    def read(self, indices):
-        return [Record(str(i), file.getvalue(), 0) for i in indices]
+import resource, sys
+from pathlib import Path
+from samon_jax.data.imagenet_records import PreparedRecords
+from samon_jax.data.streamed import StreamedSource
 
 source = StreamedSource(
-    lambda split: Endless(), size=64, batch_size=40, eval_batch_size=40, threads=2
+    lambda split: PreparedRecords("imagenet2012", Path(sys.argv[1]), split),
+    size=64, batch_size=4, eval_batch_size=4, threads=2,
 )
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-epoch = source.epoch(0, 0)
-for _ in range(3):
-    next(epoch)
-before = peak()
-for _ in range(5):
-    next(epoch)
-print(peak() - before)
+found = []
+for _ in source.epoch(0, 0):
+    found.append(peak())
+print(len(found), found[3], found[-1])
 """
 
 
-def test_memory_does_not_grow_with_the_data_set():
-    """Decoded, the 200 pictures that are read after the first measurement take 600 MB."""
+def test_the_data_set_is_never_in_memory(tmp_path):
+    """On disk it has 240 MB, decoded as many; after the fourth batch memory grows by less than 60.
+
+    The pictures are small files with 4 MB after their end, which no decoder reads.
+    """
+    file, rng = io.BytesIO(), np.random.default_rng(0)
+    noise = rng.integers(256, size=(64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((1100, 1100)).save(file, "JPEG", quality=60)
+    folder = tmp_path / "train" / "n03763968"
+    folder.mkdir(parents=True)
+    (folder / "0.JPEG").write_bytes(file.getvalue() + rng.bytes(4_000_000))
+    for i in range(1, 60):
+        (folder / f"{i}.JPEG").hardlink_to(folder / "0.JPEG")
+    prepare(tmp_path, tmp_path / "out", progress=False)
+    size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.array_record*"))
+    assert size > 230e6
     found = subprocess.run(
-        [sys.executable, "-c", _MEMORY], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", _MEMORY, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
-    assert int(found.stdout) < 60
+    batches, early, late = map(int, found.stdout.split())
+    assert batches == 15
+    assert late - early < 60
+    assert late < 2048  # MiB, all in all

@@ -378,7 +378,8 @@ def test_several_steps_per_dispatch(finished, tmp_path):
 
 
 def test_a_shorter_last_dispatch_also_after_an_interruption(tmp_path):
-    config = tiny.config(steps_per_dispatch=4)  # calls of 4, 4 and 3 steps
+    """Of a method with a state of its own, too."""
+    config = tiny.config(steps_per_dispatch=4, sam__direction="momentum")  # 4, 4 and 3 steps
     loop.train(config, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         tiny.signal_after(patch, 4, signal.SIGINT)  # 3 in the first epoch

@@ -82,6 +82,10 @@ _RAW_WEIGHTS_NOTE = (
     f"fine-tuning starts from AugReg's ViT-S/16 of ImageNet-21k, whose npz file must be {WEIGHTS} "
     "in the TFDS directory; which of the published files the paper used it does not say"
 )
+_DEVICES_NOTE = (
+    "Table 8 has m = 128 on seven GPUs, together 896 examples: of eight devices seven are used, of "
+    "two or four one"
+)
 
 
 def tables() -> tuple[Table, ...]:
@@ -110,7 +114,7 @@ def tables() -> tuple[Table, ...]:
             "table13",
             "ViT-S/16 of ImageNet-21k, fine-tuned on ImageNet",
             thirteen,
-            (*common, _RAW_WEIGHTS_NOTE),
+            (*common, _RAW_WEIGHTS_NOTE, _DEVICES_NOTE),
             seeds=1,
             stand_ins=_stand_ins("vit-t", batch_size=14, **{"sam.m": 2}),
         ),
