@@ -35,6 +35,8 @@ def image_shape(model: str) -> tuple[int, int, int]:
     """
     if model.startswith("digits"):
         return 8, 8, 1
+    if model == "three-stages":
+        return 8, 8, 3
     large = model.startswith("imagenet") or re.fullmatch(r"vit-\w+-\d+", model)
     return (224, 224, 3) if large else (32, 32, 3)
 

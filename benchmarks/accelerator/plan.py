@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.accelerator import cifar, cifar_runs, extras, profile, speed
+from benchmarks.accelerator import cifar, cifar_runs, extras, profile, speed, toy
 from benchmarks.accelerator.budget import Budget
 from benchmarks.accelerator.report import Report
 from benchmarks.accelerator.speed import Setting
@@ -31,11 +31,11 @@ def jobs(tiny: bool, data: Path | None = None) -> list[Job]:
     """All results, most important first.
 
     Args:
-      tiny: the same at a size that a CPU computes in seconds.
+      tiny: the same with a network that a CPU compiles and trains in seconds.
       data: of the part "cifar", which is left out without them.
     """
     if tiny:
-        first, settings = Setting("wrn-10-1", "float32", 4), []
+        first, settings = Setting(toy.NAME, "float32", 8), []
         small = first
     else:
         first = Setting("wrn-28-10", "bfloat16", 128)

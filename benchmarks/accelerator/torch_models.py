@@ -17,6 +17,7 @@ def create(name: str, classes: int) -> nn.Module:
         depth, width = map(int, name.split("-")[1:])
         return WideResNet((depth - 4) // 6, width, classes)
     return {
+        "three-stages": lambda: Toy(classes),
         "imagenet-resnet-50": lambda: ResNet((3, 4, 6, 3), classes),
         "vit-t": lambda: VisionTransformer(192, 3, 4, 32, classes),
         "vit-s": lambda: VisionTransformer(384, 6, 4, 32, classes),
@@ -31,6 +32,23 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 def _batch_norm(features: int) -> nn.BatchNorm2d:
     # By the batch alone, as in the steps that it is compared with.
     return nn.BatchNorm2d(features, track_running_stats=False)
+
+
+class Toy(nn.Module):
+    """Convolution, norm and ReLU three times."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        for stage, inputs in (("stage1", 3), ("stage2", 8), ("stage3", 8)):
+            self.add_module(f"{stage}_conv", _conv(inputs, 8, 3))
+            self.add_module(f"{stage}_norm", _batch_norm(8))
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [N, classes]."""
+        for stage in ("stage1", "stage2", "stage3"):
+            x = functional.relu(getattr(self, f"{stage}_norm")(getattr(self, f"{stage}_conv")(x)))
+        return self.head(x.float().mean((2, 3)))
 
 
 class PreActBlock(nn.Module):

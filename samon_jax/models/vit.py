@@ -126,8 +126,12 @@ class VisionTransformer(nn.Module):
 
 for _size, (_width, _heads) in SIZES.items():
     register(f"vit-{_size}", partial(VisionTransformer, width=_width, heads=_heads))
-for _patch in (16, 32):
-    register(
-        f"vit-s-{_patch}",
-        partial(VisionTransformer, width=SIZES["s"][0], heads=SIZES["s"][1], patch=_patch),
-    )
+
+
+def _small(patch: str, depth: str = "12", **kwargs: Any) -> VisionTransformer:
+    width, heads = SIZES["s"]
+    return VisionTransformer(width=width, heads=heads, depth=int(depth), patch=int(patch), **kwargs)
+
+
+register("vit-s-<patch>", _small, pattern=r"vit-s-(16|32)")
+register("vit-s-<patch>x<blocks>", _small, pattern=r"vit-s-(16|32)x([1-9]\d?)")

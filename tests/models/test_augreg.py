@@ -12,7 +12,7 @@ from samon_jax.models.vit import VisionTransformer
 WIDTH, HEADS, DEPTH, PATCH = 24, 3, 2, 4
 
 
-def make_arrays(grid=4, classes=9, width=WIDTH, heads=HEADS, depth=DEPTH):
+def make_arrays(grid=4, classes=9, width=WIDTH, heads=HEADS, depth=DEPTH, patch=PATCH):
     """Arrays with the names and shapes of a published file."""
     rng = np.random.default_rng(0)
 
@@ -21,7 +21,7 @@ def make_arrays(grid=4, classes=9, width=WIDTH, heads=HEADS, depth=DEPTH):
 
     arrays = {
         "cls": array(1, 1, width),
-        "embedding/kernel": array(PATCH, PATCH, 3, width),
+        "embedding/kernel": array(patch, patch, 3, width),
         "embedding/bias": array(width),
         "Transformer/posembed_input/pos_embedding": array(1, 1 + grid**2, width),
         "Transformer/encoder_norm/scale": array(width),

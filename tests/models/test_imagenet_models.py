@@ -49,6 +49,12 @@ def test_every_block_begins_as_its_shortcut():
     assert (params["stem_norm"]["scale"] == 1).all()
 
 
+def test_a_network_of_some_blocks_is_the_beginning_of_the_whole_one():
+    small, whole = (shapes_of(name)["params"] for name in ("vit-s-16x2", "vit-s-16"))
+    assert set(whole) - set(small) == {f"block{i}" for i in range(2, 12)}
+    assert small == {name: whole[name] for name in small}
+
+
 @pytest.mark.parametrize("depth", [50, 152])
 def test_a_name_that_could_mean_two_networks_is_refused(depth):
     with pytest.raises(UserError, match=f"say imagenet-resnet-{depth} for .*cifar-resnet-{depth}"):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import imagenet
 from samon_jax import tasks
 from samon_jax.errors import UserError
 from samon_jax.models.vit import VisionTransformer
@@ -12,6 +13,7 @@ from samon_jax.training.init_from import start_from
 from samon_jax.training.loop import train
 from samon_jax.training.run import set_up
 from samon_jax.workdir import checkpoints
+from tests.models.test_augreg import make_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -97,6 +99,23 @@ def test_positions_of_another_grid_are_interpolated(tmp_path):
     np.testing.assert_array_equal(positions[:, 0], params["pos_embed"][:, 0])
     head = found["params"]["head"]["kernel"]
     np.testing.assert_array_equal(head, params["head"]["kernel"])
+
+
+def test_the_fine_tuning_recipe_starts_from_a_file_of_augreg(photograph_folders, tmp_path, capsys):
+    """Of two blocks, in the TFDS directory; the other ten have the same names and shapes."""
+    arrays = make_arrays(grid=2, width=384, heads=6, patch=16)
+    np.savez(tmp_path / "x.npz", **arrays)
+    config = imagenet.get_config(f"finetune_vit_s16,init_from={tmp_path / 'x.npz'}")
+    config.model, config.data.image_size = "vit-s-16x2", 48
+    config.data.name, config.data.dir = "folder", str(photograph_folders)
+    config.batch_size = config.sam.m = 18
+    config.num_devices = 1
+    params = set_up(config).initial_state().params
+    kernel = arrays["Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"]
+    np.testing.assert_array_equal(params["block1"]["fc1"]["kernel"], kernel)
+    assert params["head"]["kernel"].shape == (384, 3)
+    said = capsys.readouterr().out
+    assert "positions were interpolated from 2x2 to 3x3; the head starts at 0: 9 classes" in said
 
 
 @pytest.mark.parametrize(
