@@ -52,7 +52,7 @@ def load(path: Path, params: PyTree) -> tuple[PyTree, list[str]]:
     shapes = {name: tuple(leaf.shape) for name, leaf in _flat(params).items()}
     _check_model(shapes)
     heads = np.shape(arrays.get(f"{_block(0)}/{_ATTENTION}/query/bias", ()))[:1]
-    parts = _parts(shapes, heads[0] if heads else 1)
+    parts = _parts(shapes, max((1, *heads)))
     _check(path, arrays, parts)
     notes: list[str] = []
     found = {name: _assembled(arrays, part, shapes[name]) for name, part in parts.items()}

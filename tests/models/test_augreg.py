@@ -150,6 +150,10 @@ def with_array(name, shape):
         (without("cls"), r"it lacks cls$"),
         (without("Transformer/posembed_input/pos_embedding"), r"it lacks .*pos_embedding$"),
         (without("Transformer/encoderblock_1/LayerNorm_2/bias"), r"lacks .*_1/LayerNorm_2/bias$"),
+        (
+            without("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/bias"),
+            r"it lacks \S*_0/MultiHeadDotProductAttention_1/query/bias$",
+        ),
         (with_array("pre_logits/kernel", (2, 2)), r"it also holds pre_logits/kernel$"),
         (
             with_array("Transformer/encoderblock_2/LayerNorm_0/bias", (WIDTH,)),
