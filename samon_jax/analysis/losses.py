@@ -3,12 +3,31 @@
 import jax
 import jax.numpy as jnp
 
+from samon_jax.tasks import translation
 from samon_jax.tasks.classification import cross_entropy as smoothed_cross_entropy
+
+IGNORED = -1  # the label of what is no sub-word
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy of every example, in nats; logits [n, classes], labels int [n]."""
-    return smoothed_cross_entropy(logits, labels)
+    """Cross-entropy of every example, in nats.
+
+    Args:
+      logits: float [n, classes]; of sentences [n, length, classes].
+      labels: int [n]; of sentences [n, length], `IGNORED` where there is no sub-word.
+
+    Returns:
+      Float [n]; of sentences so weighted that the mean is the mean over all sub-words.
+
+    Example:
+      >>> cross_entropy(jnp.zeros((2, 3, 4)), jnp.array([[1, -1, -1], [0, 3, 2]])).mean()
+      Array(1.3862944, dtype=float32)
+    """
+    if labels.ndim == 1:
+        return smoothed_cross_entropy(logits, labels)
+    real = labels != IGNORED
+    words = jnp.where(real, translation.cross_entropy(logits, labels, 0.0)[0], 0)
+    return words.sum(1) * (len(labels) / real.sum())
 
 
 def normalized_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -19,8 +38,8 @@ def normalized_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     scale of the network and lies, for K classes, in a narrow band around ln K.
 
     Args:
-      logits: float [n, classes].
-      labels: int [n].
+      logits: as for `cross_entropy`.
+      labels: likewise.
 
     Returns:
       Float [n], in nats.
@@ -29,8 +48,8 @@ def normalized_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       Müller et al. 2023, appendix B.10; Andriushchenko et al. 2023, A modern look at the
       relationship between sharpness and generalization.
     """
-    centred = logits - logits.mean(axis=1, keepdims=True)
-    squares = (centred**2).sum(axis=1, keepdims=True)
+    centred = logits - logits.mean(axis=-1, keepdims=True)
+    squares = (centred**2).sum(axis=-1, keepdims=True)
     constant = squares == 0  # there the square root has no gradient
     length = jnp.sqrt(jnp.where(constant, 1, squares))
     return cross_entropy(centred / length, labels)

@@ -5,6 +5,7 @@ from typing import Any
 import samon_jax as samon
 from samon_jax.analysis import weights
 from samon_jax.analysis.measure import Sizes
+from samon_jax.analysis.sentences import SHORT
 
 Records = list[dict[str, Any]]
 
@@ -17,23 +18,23 @@ def write(records: Records, sizes: Sizes, which: str) -> str:
       sizes: of the report.
       which: "newest" or "best" checkpoint.
     """
-    images = [record for record in records if "sharpness" in record]
+    measured, images, translated = (
+        [record for record in records if measure in record]
+        for measure in ("sharpness", "robustness", "translations")
+    )
     sections = [f"# Analysis of {', '.join(_names(records))}", _overview(records, which)]
-    if len(images) < len(records):
-        sections.append(_left_out([record for record in records if "sharpness" not in record]))
+    sections += [_left_out(record) for record in records if "robustness" not in record]
+    if translated:
+        sections += ["## Translations", _translations(translated)]
+    if measured:
+        sections += ["## Sharpness", _sharpness(measured, sizes)]
     if images:
-        sections += [
-            "## Sharpness",
-            _sharpness(images, sizes),
-            "## Adversarial robustness",
-            _robustness(images, sizes),
-            "## Feature rank",
-            _feature_rank(images),
-        ]
+        sections += ["## Adversarial robustness", _robustness(images, sizes)]
+        sections += ["## Feature rank", _feature_rank(images)]
     sections += ["## Weights", _weights(records)]
-    if images:
-        sections += [_norm_shares(images, sizes)]
-        sections += ["## Loss around the weights", _landscape(images, sizes)]
+    if measured:
+        sections += [_norm_shares(measured, sizes)]
+        sections += ["## Loss around the weights", _landscape(measured)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -67,15 +68,41 @@ def _overview(records: Records, which: str) -> str:
         f"{_table(head, rows)}\n\n"
         f"All numbers are of the {which} checkpoint of each run. {text}\n\n"
         "The model is in evaluation mode (BatchNorm uses its running statistics), as in "
-        "Andriushchenko et al. 2023, and computes in float32; images are not augmented."
+        "Andriushchenko et al. 2023, and computes in float32; nothing is augmented or dropped."
     )
 
 
-def _left_out(records: Records) -> str:
-    which = ", ".join(f"{r['name']} (task {r['task']})" for r in records)
+def _left_out(record: dict[str, Any]) -> str:
+    of_logits = (
+        ""
+        if "sharpness" in record
+        else "sharpness, the share of ε on norm layers and the loss around the weights, which need "
+        "logits; "
+    )
     return (
-        f"Left out for {which}: sharpness, adversarial robustness, feature rank, the share of ε on "
-        "norm layers and the loss around the weights, which are measured here on logits of images."
+        f"Left out for {record['name']} (task {record['task']}): {of_logits}adversarial "
+        "robustness, as only images can be changed a little; feature rank, which is that of "
+        "residual blocks."
+    )
+
+
+def _translations(records: Records) -> str:
+    """Every sentence with what each run makes of it; runs on the same text share a table."""
+    said: dict[tuple[str, str], dict[str, str]] = {}
+    for record in records:
+        for row in record["translations"]:
+            said.setdefault((row["source"], row["reference"]), {})[record["name"]] = row["said"]
+    blocks = []
+    for (source, reference), found in said.items():
+        lines = {"source": source, "reference": reference} | found
+        rows = [[who, text.replace("|", "\\|")] for who, text in lines.items()]
+        blocks.append(_table(["", ""], rows))
+    return (
+        "Sentences of the test set, drawn at random, with the beam of each run.\n\n"
+        + "\n\n".join(blocks)
+        + "\n\n![Attention](attention.png)\n\n"
+        "What the last layer of the decoder looks at while it says the first of them: a row for "
+        "each sub-word that is said, mean over the heads, darker for more."
     )
 
 
@@ -102,7 +129,12 @@ def _sharpness(records: Records, sizes: Sizes) -> str:
     used = _per_run(
         [r["sharpness"][0]["examples"] for r in records],
         "training examples",
-        sizes.sharpness_examples,
+        max(r["wanted"]["sharpness"] for r in records),
+    ) + (
+        f" (sentences: without the longest {1 - SHORT:.0%}, and the loss is the mean over all "
+        "sub-words)"
+        if any("translations" in r for r in records)
+        else ""
     )
     return (
         "Change of the training loss (nats) when the weights move by ε with ‖T⁻¹ε‖ ≤ ρ, where "
@@ -202,11 +234,12 @@ def _norm_shares(records: Records, sizes: Sizes) -> str:
     )
 
 
-def _landscape(records: Records, sizes: Sizes) -> str:
+def _landscape(records: Records) -> str:
+    wanted = [r["wanted"]["surface"] for r in records]
     used = _per_run(
-        [min(sizes.surface_examples, r["train_examples"]) for r in records],
+        [min(n, r["train_examples"]) for n, r in zip(wanted, records, strict=True)],
         "training examples",
-        sizes.surface_examples,
+        max(wanted),
     )
     return (
         "![Loss along the perturbation](loss_along_epsilon.png)\n\n"

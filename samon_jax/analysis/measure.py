@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 import samon_jax as samon
-from samon_jax.analysis import landscape, rank, robustness, sharpness, weights
+from samon_jax.analysis import landscape, rank, robustness, sentences, sharpness, weights
 from samon_jax.analysis.trained import Trained
+from samon_jax.training import devices
 
 PyTree = Any
 
@@ -86,6 +87,9 @@ class Sizes:
       rank_examples: of the training set, for the feature rank.
       surface_examples: of the training set, for the loss along ε and on the plane.
       surface_points: grid points per axis.
+      sharpness_sentences: instead of sharpness_examples where sentences are translated.
+      surface_sentences: likewise.
+      shown_sentences: of the test set, whose translations are shown.
     """
 
     seed: int = 0
@@ -99,17 +103,30 @@ class Sizes:
     rank_examples: int = 10240
     surface_examples: int = 512
     surface_points: int = 21
+    sharpness_sentences: int = 256
+    surface_sentences: int = 64
+    shown_sentences: int = 8
 
     def radii(self, dataset: str, norm: str) -> tuple[float, ...]:
         """Radii of the attacks: those of Tables 14 and 15; for digits larger ones besides."""
         extra = {"linf": (8 / 255, 16 / 255, 32 / 255), "l2": ()} if dataset == "digits" else {}
         return (*robustness.RADII[norm], *extra.get(norm, ()))
 
+    def sharpness_of(self, run: Trained) -> int:
+        """Training examples of a run for its sharpness, at most."""
+        return self.sharpness_examples if run.classifies_images else self.sharpness_sentences
+
+    def surface_of(self, run: Trained) -> int:
+        """Training examples of a run for the loss around its weights, at most."""
+        return self.surface_examples if run.classifies_images else self.surface_sentences
+
 
 def work_units(run: Trained, sizes: Sizes) -> int:
     """Number of calls of `tick` that the measurements of a run make."""
-    if not run.classifies_images:
+    if not run.has_logits:
         return 0
+    if not run.classifies_images:
+        return len(SHARPNESS_DEFINITIONS) + 4
     radii = sum(len(sizes.radii(run.images.name, norm)) for norm in robustness.RADII)
     attacks = 2 if run.images.num_classes >= 3 else 1
     return len(SHARPNESS_DEFINITIONS) + radii * attacks * sizes.restarts + 4
@@ -117,7 +134,7 @@ def work_units(run: Trained, sizes: Sizes) -> int:
 
 def sharpness_of(run: Trained, sizes: Sizes, tick: Callable[[str], None]) -> list[dict[str, Any]]:
     """Every sharpness of `SHARPNESS_DEFINITIONS`: definition, value in nats, loss, examples."""
-    inputs, labels = run.examples("train", sizes.sharpness_examples, sizes.seed)
+    inputs, labels = run.examples("train", sizes.sharpness_of(run), sizes.seed)
     rows = []
     for wanted in SHARPNESS_DEFINITIONS:
         tick(f"{wanted.kind} {wanted.norm} sharpness, ρ = {wanted.radius:g}")
@@ -166,7 +183,7 @@ def norm_shares_of(run: Trained, sizes: Sizes) -> dict[str, float | None]:
     training examples, here without augmentation and label smoothing; shares are means over batches.
     They depend on ρ for no variant. None where every gradient is zero.
     """
-    inputs, labels = run.examples("train", sizes.sharpness_examples, sizes.seed)
+    inputs, labels = run.examples("train", sizes.sharpness_of(run), sizes.seed)
     shares: dict[str, list[float]] = {variant: [] for variant in samon.VARIANTS}
     steps = {
         variant: jax.jit(functools.partial(weights.epsilon_of, samon.variant(variant, 1.0)))
@@ -180,11 +197,26 @@ def norm_shares_of(run: Trained, sizes: Sizes) -> dict[str, float | None]:
     return {v: float(np.mean(found)) if found else None for v, found in shares.items()}
 
 
+def translations_of(
+    run: Trained, sizes: Sizes, tick: Callable[[str], None]
+) -> list[dict[str, str]]:
+    """Sentences of the test set: "source", "reference" and what the model says, "said"."""
+    tick("translations")
+    task = run.translation
+    if task is None:
+        return []
+    pairs = sentences.some(run.config, "test", sizes.shown_sentences, sizes.seed)
+    alone = devices.take(1)
+    variables = alone.replicate({"params": run.params})
+    rows = zip(*pairs, task.translate(variables, pairs.source, alone), strict=True)
+    return [dict(zip(("source", "reference", "said"), row, strict=True)) for row in rows]
+
+
 def loss_along_epsilon(
     run: Trained, sizes: Sizes, distances: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Loss along the ε of SAM-all and of SAM-ON at the given Euclidean distances."""
-    inputs, labels = run.examples("train", sizes.surface_examples, sizes.seed)
+    inputs, labels = run.examples("train", sizes.surface_of(run), sizes.seed)
     gradient = landscape.gradient(run.apply, run.params, inputs, labels)
     masks = {"all": samon.all_params, "only_norm": samon.only_norm}
     losses = {}
@@ -199,7 +231,7 @@ def loss_along_epsilon(
 
 def loss_surface(run: Trained, sizes: Sizes, coordinates: np.ndarray) -> np.ndarray:
     """Loss on a plane of two filter-normalized directions, drawn alike for all runs."""
-    inputs, labels = run.examples("train", sizes.surface_examples, sizes.seed)
+    inputs, labels = run.examples("train", sizes.surface_of(run), sizes.seed)
     first, second = jax.random.split(jax.random.key(sizes.seed))
     directions = (
         landscape.filter_normalized(first, run.params),

@@ -11,10 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from samon_jax.analysis import markdown, measure, weights
+from samon_jax.analysis import markdown, measure, sentences, weights
 from samon_jax.analysis.measure import Printed, SharpnessDefinition, Sizes
 from samon_jax.analysis.trained import Trained, load_all
 from samon_jax.drawing import analysis as drawing
+from samon_jax.drawing.attention import attention
 from samon_jax.errors import UserError
 from samon_jax.workdir.files import write_json, write_text
 
@@ -56,6 +57,7 @@ def analyze(
     with tqdm(total=total, unit="part", dynamic_ncols=True, leave=False, disable=None) as bar:
         records = [_measure(run, sizes, bar, printed(run.config)) for run in runs]
         _draw(runs, sizes, out, bar)
+        _draw_attention(runs, records, out)
     write_json(out / JSON, {"settings": vars(sizes), "which": which, "runs": records})
     write_text(out / MARKDOWN, markdown.write(records, sizes, which))
     print(f"report: {out / MARKDOWN}")
@@ -98,6 +100,7 @@ def beside(record: dict[str, Any], printed: Printed) -> dict[str, Any]:
         found["sharpness"] = [
             row | {"paper": printed.sharpness.get(definition(row))} for row in record["sharpness"]
         ]
+    if "robustness" in record:
         found["robustness"] = [
             row | {"paper": printed.robust_accuracy.get((row["norm"], row["radius"]))}
             for row in record["robustness"]
@@ -119,16 +122,24 @@ def _begin(bar: Any, run: Trained, text: str) -> None:
 def _record(run: Trained, sizes: Sizes, bar: Any) -> dict[str, Any]:
     tick, begin = (functools.partial(f, bar, run) for f in (_tick, _begin))
     measured: dict[str, Any] = {}
-    if run.classifies_images:
+    if run.has_logits:
         begin("sharpness")
         measured["sharpness"] = measure.sharpness_of(run, sizes, tick)
+        tick("share of ε on norm layers")
+        measured["norm_share"] = measure.norm_shares_of(run, sizes)
+        measured["train_examples"] = run.num_train
+        measured["wanted"] = {
+            "sharpness": sizes.sharpness_of(run),
+            "surface": sizes.surface_of(run),
+        }
+    if run.classifies_images:
         begin("adversarial robustness")
         measured["robustness"] = measure.robustness_of(run, sizes, tick)
         begin("feature rank and weights")
         measured["feature_rank"] = measure.feature_rank_of(run, sizes, tick)
-        tick("share of ε on norm layers")
-        measured["norm_share"] = measure.norm_shares_of(run, sizes)
-        measured["train_examples"] = run.num_train
+    if run.translation is not None:
+        begin("translations")
+        measured["translations"] = measure.translations_of(run, sizes, tick)
     groups = weights.by_layer_type(run.params)
     of_norm = len(groups["norm_scale"]) + len(groups["norm_bias"])
     return {
@@ -163,8 +174,22 @@ def _draw(runs: Sequence[Trained], sizes: Sizes, out: Path, bar: Any) -> None:
             layers["norm_scale"], layers["norm_bias"], out / "norm_parameters.png"
         )
         drawing.magnitudes(titles, out / "magnitudes.png")
-    if chosen := [run for run in runs if run.classifies_images]:
+    if chosen := [run for run in runs if run.has_logits]:
         _draw_losses(chosen, sizes, out, bar)
+
+
+def _draw_attention(runs: Sequence[Trained], records: Sequence[dict[str, Any]], out: Path) -> None:
+    """Of the first sentence that each run has translated."""
+    found = {}
+    for run, record in zip(runs, records, strict=True):
+        if run.translation is not None:
+            first = record["translations"][0]
+            found[run.name] = sentences.attention(
+                run.translation, run.params, first["source"], first["said"]
+            )
+    if found:
+        with _writing(out):
+            attention(found, out / "attention.png")
 
 
 def _draw_losses(runs: Sequence[Trained], sizes: Sizes, out: Path, bar: Any) -> None:

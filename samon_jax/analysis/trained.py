@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from samon_jax import data, tasks
+from samon_jax.analysis import sentences
 from samon_jax.analysis.describe import describe
 from samon_jax.data import augment
 from samon_jax.data.dataset import Description, Split
@@ -21,6 +22,7 @@ from samon_jax.data.resident import ResidentSource
 from samon_jax.errors import UserError
 from samon_jax.tasks import Task
 from samon_jax.tasks.classification import Classification
+from samon_jax.tasks.translation import Translation
 from samon_jax.training import devices, reading
 
 PyTree = Any
@@ -68,8 +70,18 @@ class Trained:
 
     @property
     def classifies_images(self) -> bool:
-        """Whether there is anything to attack, and logits."""
+        """Whether there is anything to attack."""
         return isinstance(self.task, Classification)
+
+    @property
+    def translation(self) -> Translation | None:
+        """The task of a run that translates, else None."""
+        return self.task if isinstance(self.task, Translation) else None
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether there are `apply` and `examples`."""
+        return self.classifies_images or self.translation is not None
 
     @property
     def images(self) -> Description:
@@ -83,12 +95,16 @@ class Trained:
 
     @property
     def apply(self) -> Partial:
-        """`apply(params, normalized images) -> logits` with the running statistics."""
+        """`apply(params, inputs) -> logits` of `examples`, with the running statistics."""
+        if self.translation is not None:
+            return Partial(sentences.Logits(self.translation.model))
         return Partial(_EvalMode(self.model), self._batch_stats)
 
     @property
     def apply_train_mode(self) -> Partial:
-        """The same with the statistics of the batch."""
+        """The same with the statistics of the batch; the same where there are none."""
+        if self.translation is not None:
+            return self.apply
         return Partial(_TrainMode(self.model), self._batch_stats)
 
     @property
@@ -109,7 +125,7 @@ class Trained:
         return Partial(_normalize, mean, std)
 
     def examples(self, split: str, limit: int, seed: int = 0) -> tuple[jax.Array, np.ndarray]:
-        """Normalized images, not augmented, and labels of at most `limit` examples.
+        """Normalized images, not augmented, and labels of at most `limit` examples; or sentences.
 
         Args:
           split: "train" or "test".
@@ -117,8 +133,10 @@ class Trained:
           seed: of the draw; runs on the same data set get the same examples.
 
         Returns:
-          Float32 [n, H, W, C] and int32 [n].
+          Float32 [n, H, W, C] and int32 [n]; of sentences as `sentences.draw`.
         """
+        if self.translation is not None:
+            return sentences.draw(self.config, self.translation, split, limit, seed)
         images, labels = self.subset(split, limit, seed)
         return augment.normalize(jnp.asarray(images), self.images.mean, self.images.std), labels
 
@@ -186,7 +204,7 @@ def load(directory: Path, *, name: str | None = None, which: str = "newest") -> 
         name=name or directory.resolve().name,
         config=found.config,
         step=found.step,
-        task=tasks.create(exact),
+        task=tasks.create(exact, directory),
         params=variables.pop("params"),
         model_state=variables,
     )

@@ -55,6 +55,10 @@ class Vocabulary:
             lines.append(self._processor.decode([i for i in ids if i not in (PAD, BOS)]))
         return lines
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """How sub-words look; `▁` is a blank."""
+        return [self._processor.id_to_piece(int(i)) for i in ids]
+
 
 def make_vocabulary(pairs: Pairs, size: int) -> Vocabulary:
     """The vocabulary of a training text, from the cache if it was made before.

@@ -271,6 +271,7 @@ class Attention(nn.Module):
         queries = self._heads(self.query(x)) * (self.width // self.heads) ** -0.5
         logits = jnp.einsum("nqhd,nkhd->nhqk", queries, keys, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits + bias).astype(self.dtype)
+        self.sow("intermediates", "weights", weights)  # kept where somebody asks for it
         mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, values)
         return self.out(mixed.reshape(x.shape))
 

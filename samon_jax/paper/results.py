@@ -116,8 +116,9 @@ def markdown(table: Table, results: Sequence[Result], *, epochs: int | None, see
         lines += [f"**Not the paper's setting: {', '.join(differences)}.**", ""]
     numbers = ", ".join(metric.title for metric in table.metrics)
     lines += [
-        f"{numbers[0].upper()}{numbers[1:]} after the last epoch, mean ± sample standard deviation "
-        "over the seeds"
+        f"{numbers[0].upper()}{numbers[1:]}"
+        + (" after the last epoch" if any(m.measure is None for m in table.metrics) else "")
+        + ", mean ± sample standard deviation over the seeds"
         + (
             "."
             if table.ours

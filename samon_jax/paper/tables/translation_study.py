@@ -6,7 +6,6 @@ the run that is chosen is also the first of the three seeds, so that none is tra
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,8 @@ _NOTES = (
     f"{EPOCHS} epochs, a cosine after one epoch of warm-up; every epoch the validation set is "
     "translated greedily, and the checkpoint with the highest BLEU on it is the one that is tested",
     f"test_2016_flickr, cased, sacrebleu's 13a, beam {BEAM}",
-    "ρ is the best of three by the BLEU of seed 0 on the validation set after the last epoch",
+    "the radius ρ is the best of three by the BLEU of seed 0 on the validation set, after the last "
+    "epoch",
 )
 
 # Multi30k: sentence pairs, and sub-words of a side (4,000 in all).
@@ -55,7 +55,7 @@ _TRAIN, _VAL, _SUB_WORDS = 29_000, 1_014, 16
 
 def tables() -> tuple[Table, ...]:
     """The study."""
-    bleu = Metric("test_bleu", "BLEU", measure=functools.partial(table16.bleu_of_test, beam=BEAM))
+    bleu = Metric("test_bleu", "BLEU", measure=_test_bleu)
     column, cells = label("Multi30k"), []
     for names, method, grid in (
         (("AdamW", "adamw"), recipes.plain(), ()),
@@ -67,9 +67,6 @@ def tables() -> tuple[Table, ...]:
         chosen_by = chooses if grid else None
         cells.append(dataclasses.replace(chooses, metric=bleu, chosen_by=chosen_by))
     title = "Translation, Multi30k German to English, a Transformer of 1.5 million parameters"
-    operations = functools.partial(
-        table16.forward_operations, trained=_TRAIN, evaluated=_VAL, sub_words=_SUB_WORDS
-    )
     return (
         Table(
             NAME,
@@ -78,9 +75,17 @@ def tables() -> tuple[Table, ...]:
             _NOTES,
             stand_ins=table16.STAND_INS,
             pictures=_draw,
-            forward_operations=operations,
+            forward_operations=_forward_operations,
         ),
     )
+
+
+def _test_bleu(directory: Path) -> float:
+    return table16.bleu_of_test(directory, BEAM)
+
+
+def _forward_operations(cell: Cell) -> tuple[float, float]:
+    return table16.forward_operations(cell, _TRAIN, _VAL, _SUB_WORDS)
 
 
 def _draw(results: Sequence[Result], path: Path) -> None:
