@@ -45,7 +45,8 @@ def run(arguments: cli.Arguments) -> None:
         evaluate_checkpoint(workdirs[0], arguments.checkpoint, arguments.overrides, arguments.split)
     elif arguments.mode == "translate":
         lines = read_lines(arguments.input)
-        print("\n".join(translate(workdirs[0], lines, arguments.checkpoint)))
+        said = translate(workdirs[0], lines, arguments.checkpoint, arguments.overrides)
+        print("\n".join(said))
     elif arguments.mode == "analyze":
         from samon_jax.analysis.report import analyze
         from samon_jax.paper.printed import of_run

@@ -121,6 +121,7 @@ def _begin(bar: Any, run: Trained, text: str) -> None:
 
 def _record(run: Trained, sizes: Sizes, bar: Any) -> dict[str, Any]:
     tick, begin = (functools.partial(f, bar, run) for f in (_tick, _begin))
+    metrics = run.metrics  # first: the data may not be those of the run
     measured: dict[str, Any] = {}
     if run.has_logits:
         begin("sharpness")
@@ -151,8 +152,8 @@ def _record(run: Trained, sizes: Sizes, bar: Any) -> dict[str, Any]:
         "epochs": run.config.epochs,
         "seed": run.config.seed,
         "step": run.step,
-        **run.metrics,
-        "result": run.task.show({k.removeprefix("test_"): v for k, v in run.metrics.items()}),
+        **metrics,
+        "result": run.task.show({k.removeprefix("test_"): v for k, v in metrics.items()}),
         **measured,
         "mean_magnitude": {
             name: float(np.abs(values).mean()) if len(values) else None

@@ -102,6 +102,7 @@ class TextSource:
         self._tokens, self._eval_tokens, self._shapes = tokens, eval_tokens, shapes
         self._multiple, self._max_length, self._share, self._say = multiple, max_length, share, say
         self._training: tuple[Sentences, Plan] | None = None
+        self._cut_splits: set[str] = set()  # said already
 
     def _train(self) -> tuple[Sentences, Plan]:
         if self._training is None:
@@ -173,7 +174,8 @@ class TextSource:
     def _cut(self, sentences: Sentences, split: str) -> Sentences:
         limit = self._max_length
         long = int((sentences.lengths.max(1) > limit).sum())
-        if long:
+        if long and split not in self._cut_splits:
+            self._cut_splits.add(split)
             self._say(
                 f"{long} of {len(sentences.source)} pairs of {split} are cut at "
                 f"translation.max_length={limit} sub-words"

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from samon_jax.errors import UserError
 from samon_jax.processes.cluster import ALONE, Given, complete
-from samon_jax.training.config import EVAL_FIELDS, check_fields, default_config
+from samon_jax.training.config import EVAL_FIELDS, TRANSLATE_FIELDS, check_fields, default_config
 
 # A line each: the mode that uses a flag, its kind, its name, what --help says. None has a default.
 _FLAGS = """
@@ -299,7 +299,7 @@ def _check_field_exists(config: ConfigDict, argument: str) -> None:
 
 def _check_reading(mode: str, config: str | None, overrides: Mapping[str, Any]) -> None:
     """Refuses what a mode that has its configs from elsewhere would ignore."""
-    allowed = EVAL_FIELDS if mode == "eval" else ()
+    allowed = {"eval": EVAL_FIELDS, "translate": TRANSLATE_FIELDS}.get(mode, ())
     refused = [f"--config={config}"] if config else []
     refused += [f"--config.{field}" for field in overrides if field not in allowed]
     if refused:

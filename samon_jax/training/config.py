@@ -74,15 +74,9 @@ def sections() -> dict[str, dict[str, Field]]:
 # values; every other field belongs to the identity of the run. That includes steps_per_dispatch
 # and eval_batch_size: programs of another size round differently.
 REPORTING_FIELDS = ("data.dir", "data.threads", "log.", "checkpoint.")
-# What --mode=eval can override.
-EVAL_FIELDS = (
-    "data.dir",
-    "data.threads",
-    "data.held_back",
-    "eval_batch_size",
-    "translation.beam",
-    "translation.length_penalty",
-)
+# What --mode=translate can override, and --mode=eval.
+TRANSLATE_FIELDS = ("translation.beam", "translation.length_penalty")
+EVAL_FIELDS = ("data.dir", "data.threads", "data.held_back", "eval_batch_size", *TRANSLATE_FIELDS)
 
 
 def default_config() -> ConfigDict:

@@ -121,13 +121,19 @@ def evaluate_checkpoint(
     return metrics
 
 
-def translate(directory: Path, lines: Sequence[str], which: str = "newest") -> list[str]:
+def translate(
+    directory: Path,
+    lines: Sequence[str],
+    which: str = "newest",
+    overrides: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Translates lines with the model of a run.
 
     Args:
       directory: work directory of the run.
       lines: sentences in the language that it translates from; blank ones stay blank.
       which: "newest" or "best" checkpoint.
+      overrides: values of fields among `config.TRANSLATE_FIELDS`.
 
     Returns:
       As many lines.
@@ -135,7 +141,7 @@ def translate(directory: Path, lines: Sequence[str], which: str = "newest") -> l
     Raises:
       UserError: there is no run, or one of another task.
     """
-    trained = read(directory, which)
+    trained = read(directory, which, overrides)
     if not isinstance(trained.task, Translation):
         raise UserError(
             f"workdir={str(directory)!r} holds a run of task={trained.config.task!r}, which does "

@@ -299,6 +299,8 @@ def test_long_sentences_are_counted(texts):
     assert sum(batch["valid"].sum() for batch in batches) == 13
     assert all((batch["source"][batch["valid"]] == EOS).sum(1).all() for batch in batches)
     assert "pairs of test are cut at translation.max_length=8 sub-words" in said[1]
+    source.evaluation("test")
+    assert len(said) == 2  # once, not after every epoch
     with pytest.raises(UserError, match="max_length=1 is not allowed; no training sentence"):
         texts.source(max_length=1).steps_per_epoch  # noqa: B018
 

@@ -206,6 +206,14 @@ def test_a_run_from_beginning_to_end(folder, tmp_path, capsys, monkeypatch):
     assert "tok:13a" in said
     assert "case:mixed" in said
 
+    searched = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Translation, "translate", lambda task, *_: searched.append(task.beam) or [])
+        reading.translate(tmp_path / "run", [], overrides={"translation.beam": 4})
+    assert searched == [4]
+    with pytest.raises(UserError, match=r"translation\.beam=0 is not allowed"):
+        reading.evaluate_checkpoint(tmp_path / "run", "best", {"translation.beam": 0})
+
     # To translate, neither the data nor the cache is needed.
     monkeypatch.setenv("SAMON_CACHE_DIR", str(tmp_path / "empty"))
     (tmp_path / "run/config.json").write_text(
