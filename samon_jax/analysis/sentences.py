@@ -94,5 +94,5 @@ def attention(task: Translation, params: PyTree, source: str, said: str) -> Atte
     )
     last: Any = kept["intermediates"][f"decoder_layer_{task.model.layers - 1}"]
     (weights,) = last["cross_attention"]["weights"]
-    pieces = [task.vocabulary.pieces(row) for row in rows]
-    return Attention(*pieces, np.asarray(weights)[0].mean(0))
+    read, written = (task.vocabulary.pieces(row) for row in rows)
+    return Attention(read, written, np.asarray(weights)[0].mean(0))
