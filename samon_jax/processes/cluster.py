@@ -268,6 +268,8 @@ def _connect(given: Given) -> None:
                 "detect the cluster"
             ) from None
         raise UserError(f"the cluster could not be joined: {text[:300]}") from None
+    if distributed.global_state.num_processes == 1:  # simulated devices need no network then
+        jax.config.update("jax_cpu_collectives_implementation", None)
 
 
 def _reach(address: str, timeout: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 PREFIX = "samon_jax"
 BEAT_SECONDS = 0.5
 DEAD_SECONDS = 15.0
+_SILENT = f"has given no sign of life for {DEAD_SECONDS:.0f} s: it was killed or hangs"
 
 
 def start(client: Any, process: int, processes: int) -> threading.Event:
@@ -57,6 +58,11 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
     while not ended.wait(BEAT_SECONDS):
         beat += 1
         sign = json.dumps({"beat": beat, "host": socket.gethostname()})
+        # Where process 0 hangs, so does the store, and whoever asks it.
+        hangs = f"process 0, at which all meet, {_SILENT}"
+        guard = threading.Timer(DEAD_SECONDS, _end, (hangs, 1))
+        guard.daemon = True
+        guard.start()
         try:
             client.key_value_set(f"{PREFIX}/alive/{process}", sign, allow_overwrite=True)
             signs = dict(client.key_value_dir_get(f"{PREFIX}/alive/"))
@@ -65,6 +71,8 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
             if not ended.wait(2 * BEAT_SECONDS):
                 _end("process 0, at which all meet, has ended or cannot be reached", 1)
             return
+        finally:
+            guard.cancel()
         if any(key.rpartition("/")[2] == str(process) for key, _ in failures):
             return  # this one has failed itself, and says so
         for key, text in failures:
@@ -80,11 +88,7 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
                 seen[other] = (sign, now)
                 hosts[other] = json.loads(sign)["host"]
             elif now - since > DEAD_SECONDS and not ended.is_set():
-                _end(
-                    f"process {other} on {hosts.get(other, 'an unknown host')} has given no sign "
-                    f"of life for {DEAD_SECONDS:.0f} s: it was killed or hangs",
-                    1,
-                )
+                _end(f"process {other} on {hosts.get(other, 'an unknown host')} {_SILENT}", 1)
 
 
 def _end(line: str, status: int) -> None:

@@ -102,16 +102,21 @@ class Devices:
           A function of a pytree from `replicate` or `place` and one from `shard`, whose result is
           laid out likewise; with a method `lower` that takes shapes.
         """
+        program: Any
         if self.parallel == "jit":
-            return _Jitted(self, step, rows_axis)
-        program = jax.pmap(
-            step,
-            axis_name=self.axis_name,
-            in_axes=(None, 0),
-            out_axes=None,
-            devices=self.all,
-        )
-        return program if self.share.processes == 1 else _Pmapped(self, step, program)
+            program = _Jitted(self, step, rows_axis)
+        else:
+            program = jax.pmap(
+                step,
+                axis_name=self.axis_name,
+                in_axes=(None, 0),
+                out_axes=None,
+                devices=self.all,
+            )
+            if self.share.processes > 1:
+                program = _Pmapped(self, step, program)
+        simulated = self.all[0].platform == "cpu" and len(self._local) > 1
+        return _Paced(program) if simulated else program
 
     def shard(self, raw: PyTree) -> PyTree:
         """Divides this process's host arrays [rows, ...]: [devices, rows / devices, ...].
@@ -281,6 +286,25 @@ class _Pmapped:
     def lower(self, same: PyTree, own: PyTree) -> Any:
         """As of the other kind of program."""
         return self._lowers.lower(same, own)
+
+
+class _Paced:
+    """A program of simulated devices, of which two calls are under way at most.
+
+    Devices that wait for each other each hold a thread of XLA's pool. With many calls queued, those
+    of a later call take what one of an earlier call needs, and all wait forever.
+    """
+
+    def __init__(self, program: Any) -> None:
+        self._program, self.lower = program, program.lower
+        self._before: Any = None
+
+    def __call__(self, same: PyTree, own: PyTree) -> PyTree:
+        result = self._program(same, own)
+        jax.block_until_ready(self._before)
+        smallest = min(jax.tree.leaves(result), key=lambda x: x.size)
+        self._before = None if isinstance(smallest, jax.core.Tracer) else smallest
+        return result
 
 
 def _everywhere(x: Any, layout: NamedSharding) -> jax.Array:

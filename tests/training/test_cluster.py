@@ -2,15 +2,18 @@
 
 import json
 import os
+import queue
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from samon_jax.errors import UserError
-from samon_jax.processes import cluster, local
+from samon_jax.processes import cluster, local, watch
 from samon_jax.processes.cluster import Given, complete
 from samon_jax.workdir import checkpoints
 
@@ -159,6 +162,79 @@ def test_bad_addresses(given, variables, message):
     with pytest.raises(UserError) as error:
         complete(given, variables)
     assert message in str(error.value)
+
+
+PROGRAM = """
+import jax
+import jax.extend
+import samon_jax.models, tiny
+from samon_jax.processes import cluster
+from samon_jax.training import run
+
+def compiled():
+    trained = run.set_up(tiny.config(num_devices=2, sam__rho=0.1))
+    call = tiny.first_calls(trained)[0]
+    state = trained.devices.replicate(trained.initial_state())
+    program = trained.programs.step(call.kind)
+    return program.lower((state, trained.resident), call.raw).compile().as_text()
+
+samon_jax.models.create = tiny.create
+jax.config.update("jax_disable_most_optimizations", True)
+alone = compiled()
+jax.extend.backend.clear_backends()
+run._programs.cache_clear()
+with cluster.joined(cluster.complete(cluster.Given())):
+    assert jax.distributed.is_initialized()
+    assert compiled() == alone
+    print(len(alone))
+"""
+
+
+def test_a_cluster_of_one_process_compiles_the_same_program(tmp_path):
+    paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    (one,) = local.start(
+        [sys.executable, "-c", PROGRAM],
+        1,
+        devices=2,
+        environment={"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "errors").open("w"),
+    )
+    length = one.communicate(timeout=200)[0].split()[-1]
+    assert one.returncode == 0, (tmp_path / "errors").read_text()
+    assert int(length) > 10_000
+
+
+class Store:
+    """A coordinator's store that answers until it hangs."""
+
+    def __init__(self, hangs):
+        self.hangs, self.sets = hangs, 0
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        self.sets += 1
+        while self.hangs and self.sets > 2:
+            time.sleep(0.01)
+
+    def key_value_dir_get(self, key):
+        return [(f"{key}0", '{"beat": 1, "host": "node0"}')] if "alive" in key else []
+
+
+@pytest.mark.parametrize(
+    ("hangs", "line"), [(True, "process 0, at which"), (False, "process 0 on node0 has given no")]
+)
+def test_a_process_that_hangs_is_named(hangs, line, monkeypatch):
+    ends = queue.Queue()
+    monkeypatch.setattr(watch, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(watch, "_end", lambda *what: ends.put(what))
+    store = Store(hangs)
+    ended = watch.start(store, 1, 2)
+    said, status = ends.get(timeout=10)
+    ended.set()
+    store.hangs = False
+    assert said.startswith(line)
+    assert status == 1
 
 
 def test_alone_nothing_happens():

@@ -1,6 +1,7 @@
 """The two kinds of programs, and parameters that are divided among devices."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -11,10 +12,10 @@ from samon_jax.training import devices, run
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-def walked(**fields):
+def walked(steps=3, **fields):
     trained = run.set_up(tiny.config(sam__rho=0.3, **fields))
     state = trained.devices.place(trained.initial_state())
-    for call in tiny.first_calls(trained, 3):
+    for call in tiny.first_calls(trained, steps):
         state, _ = trained.programs.step(call.kind)((state, trained.resident), call.raw)
     return trained, state
 
@@ -40,6 +41,29 @@ def test_divided_parameters_do_the_same(mask, groups, monkeypatch):
     assert momentum.sharding == kernel.sharding
     test = trained.task.evaluate(one.variables, trained.examples(), trained.devices)
     assert 0 <= test["test_accuracy"] <= 1
+
+    # After the first step, momentum is the gradient.
+    _, one = walked(1, num_devices=2 * groups, **fields)
+    _, other = walked(1, num_devices=groups, sam__mask=mask)
+    one, other = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.opt_state)])
+        for state in (one, other)
+    )
+    assert np.abs(one - other).max() <= 1e-6 * np.abs(other).max()
+
+
+def test_many_calls_may_be_queued():
+    """Without a limit, XLA ends the program here: its devices wait for each other forever."""
+
+    def step(same, own):
+        for _ in range(3):
+            same = jnp.tanh(jax.lax.pmean(own @ same, "batch").T @ own)
+        return same
+
+    program = devices.take(8).compile(step)
+    weights, own = np.eye(64, dtype=np.float32), np.ones((8, 64, 64), np.float32)
+    results = [program(weights, own) for _ in range(200)]
+    assert np.isfinite(results[-1]).all()
 
 
 @pytest.mark.parametrize(
