@@ -15,8 +15,8 @@ BATCH = 16
 # Name -> fields of the section `devices`, and sam.m (0: a device's or a group's share).
 LAYOUTS: dict[str, tuple[dict[str, Any], int]] = {
     "replicated, an ε per device": ({"parallel": "jit"}, 0),
-    "replicated, one ε": ({"parallel": "jit"}, BATCH),
     "fsdp=4, one ε": ({"parallel": "jit", "fsdp": 4}, 0),
+    "replicated, one ε": ({"parallel": "jit"}, BATCH),
     "fsdp=2, an ε per group": ({"parallel": "jit", "fsdp": 2}, 0),
 }
 

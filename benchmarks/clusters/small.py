@@ -17,10 +17,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "sgd": {"variant": "none"},
     "sam, all": {"variant": "sam", "mask": "all"},
     "sam-on": {"variant": "sam"},
-    "elementwise_l2": {"variant": "elementwise_l2"},
-    "elementwise_linf": {"variant": "elementwise_linf"},
-    "layerwise_l2": {"variant": "layerwise_l2"},
-    "fisher": {"variant": "fisher"},
     "m = 16": {"variant": "sam", "m": 16},
     "m = 64": {"variant": "sam", "m": 64},
     "gsam": {"variant": "sam", "gsam_alpha": 0.4},
@@ -29,6 +25,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "ssam_f": {"variant": "sam", "mask": "all", "sparse": "ssam_f"},
     "ssam_d": {"variant": "sam", "mask": "all", "sparse": "ssam_d"},
     "momentum": {"variant": "sam", "direction": "momentum"},
+    "elementwise_l2": {"variant": "elementwise_l2"},
+    "elementwise_linf": {"variant": "elementwise_linf"},
+    "layerwise_l2": {"variant": "layerwise_l2"},
+    "fisher": {"variant": "fisher"},
 }
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
@@ -24,8 +25,8 @@ from samon_jax.processes import watch
 from samon_jax.processes.signals import stop_signals
 from samon_jax.processes.watch import PREFIX
 
-# JAX's own defaults let survivors hang for minutes.
-_HEARTBEAT_SECONDS = 20
+# Longer than `watch.DEAD_SECONDS`, which names the dead; JAX's defaults are minutes.
+_HEARTBEAT_SECONDS = 40
 _SHUTDOWN_SECONDS = 30
 
 
@@ -244,23 +245,23 @@ def _connect(given: Given) -> None:
     """Meets the others; UserError if that fails."""
     if given.coordinator and given.process != 0:
         _reach(given.coordinator, given.timeout)
+    # JAX itself would end the program with a stack trace of its own.
+    where = f" at coordinator_address={given.coordinator}" if given.coordinator else ""
+    late = f"the {given.processes or 'other'} processes did not all arrive{where}"
+    guard = threading.Timer(given.timeout, watch.end, (f"{late} within {given.timeout} s", 2))
+    guard.daemon = True
+    guard.start()
     try:
         jax.distributed.initialize(
             given.coordinator,
             given.processes,
             given.process,
-            initialization_timeout=given.timeout,
+            initialization_timeout=given.timeout + 10,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (ValueError, TypeError, RuntimeError) as error:
         text = " ".join(str(error).split())
-        address = given.coordinator or distributed.global_state.coordinator_address
-        if "DEADLINE_EXCEEDED" in text or "imed out" in text:
-            raise UserError(
-                f"the {given.processes or ''} processes did not all arrive at "
-                f"coordinator_address={address} within {given.timeout} s"
-            ) from None
         if "should be defined" in text or "must be defined" in text:
             raise UserError(
                 "--distributed needs --coordinator_address, --num_processes and --process_id (or "
@@ -268,6 +269,8 @@ def _connect(given: Given) -> None:
                 "detect the cluster"
             ) from None
         raise UserError(f"the cluster could not be joined: {text[:300]}") from None
+    finally:
+        guard.cancel()
     if distributed.global_state.num_processes == 1:  # simulated devices need no network then
         jax.config.update("jax_cpu_collectives_implementation", None)
 

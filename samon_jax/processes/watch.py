@@ -60,7 +60,7 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
         sign = json.dumps({"beat": beat, "host": socket.gethostname()})
         # Where process 0 hangs, so does the store, and whoever asks it.
         hangs = f"process 0, at which all meet, {_SILENT}"
-        guard = threading.Timer(DEAD_SECONDS, _end, (hangs, 1))
+        guard = threading.Timer(DEAD_SECONDS, end, (hangs, 1))
         guard.daemon = True
         guard.start()
         try:
@@ -69,7 +69,7 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
             failures = client.key_value_dir_get(f"{PREFIX}/failed/")
         except Exception:  # the store went with process 0
             if not ended.wait(2 * BEAT_SECONDS):
-                _end("process 0, at which all meet, has ended or cannot be reached", 1)
+                end("process 0, at which all meet, has ended or cannot be reached", 1)
             return
         finally:
             guard.cancel()
@@ -80,7 +80,7 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
             if other != process and not ended.is_set():
                 with contextlib.suppress(Exception):
                     client.key_value_set(f"{PREFIX}/ended/{process}", "")
-                _end(f"process {other} on {what['host']}: {what['line']}", what["status"])
+                end(f"process {other} on {what['host']}: {what['line']}", what["status"])
         now = time.monotonic()
         for other, (last, since) in seen.items():
             sign = signs.get(f"{PREFIX}/alive/{other}", "")
@@ -88,11 +88,16 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
                 seen[other] = (sign, now)
                 hosts[other] = json.loads(sign)["host"]
             elif now - since > DEAD_SECONDS and not ended.is_set():
-                _end(f"process {other} on {hosts.get(other, 'an unknown host')} {_SILENT}", 1)
+                end(f"process {other} on {hosts.get(other, 'an unknown host')} {_SILENT}", 1)
 
 
-def _end(line: str, status: int) -> None:
-    """Says why and ends the program from any thread, whatever the others wait for."""
+def end(line: str, status: int) -> None:
+    """Says why and ends the program from any thread, whatever the others wait for.
+
+    Args:
+      line: of an error.
+      status: to end with.
+    """
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         print(f"error: {line}", file=sys.stderr, flush=True)
