@@ -93,7 +93,7 @@ _NOTES = (
     "50 training images of each class, drawn with data.part_seed = 0, without augmentation; all "
     "10,000 test images; batches of 128, m = 128 where nothing else is said; the optimizer, its "
     "schedule and label smoothing are those of the papers (A.1)",
-    f"three values of ρ are tried on {_HELD_BACK:,} further training images, seed 0; the curves are of "
+    f"the best of three ρ on {_HELD_BACK:,} further training images, seed 0; the curves are of "
     "these images too",
     f"SGD is also given {SAME_OPERATIONS_AS_SAM_ON} epochs instead of {EPOCHS}, the operations of "
     "SAM-ON",
