@@ -37,6 +37,7 @@ def run(arguments: cli.Arguments) -> None:
 
     environment.use_compilation_cache()
     environment.quiet_libraries()
+    environment.print_anything()
     if arguments.shifts:
         from samon_jax.training.shifts import evaluate_shifts
 

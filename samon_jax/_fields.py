@@ -9,6 +9,8 @@ import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from samon_jax.errors import UserError
 
 Check = Callable[[str, Any], None]
@@ -96,8 +98,12 @@ def number(
 
 
 def to_float(value: Any) -> float:
-    """The value of a number, NaN for anything else (text, truth values, traced arrays)."""
-    if isinstance(value, bool | str | bytes) or value is None:
+    """The value of a number, NaN for anything else (text, truth values, vectors, traced arrays)."""
+    if (
+        isinstance(value, bool | np.bool_ | str | bytes)
+        or value is None
+        or getattr(value, "ndim", 0)
+    ):
         return math.nan
     try:
         return float(value)

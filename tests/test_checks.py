@@ -58,6 +58,7 @@ def masked(mask):
         (lambda: samon.looksam(loss_fn, 3, every=2), "ascent=3 is not allowed"),
         (lambda: samon.stochastic_perturbation(0.5, ASCENT, None), "ascent=0.5 is not allowed"),
         (lambda: samon.ssam_f(None, 0.5, jax.random.key(0)), "ascent=None is not allowed"),
+        (lambda: samon.ssam_f(ASCENT, 1, jax.random.key(0)), "sparsity=1 is not allowed"),
         (
             lambda: samon.ssam_d(0.1, 0.5, jax.random.key(0), total_updates=3),
             "ascent=0.1 is not allowed",

@@ -1,5 +1,6 @@
 """Whatever is broken, a command ends with the right result or one clear line."""
 
+import io
 import json
 import os
 import random
@@ -13,6 +14,8 @@ import pytest
 
 import main
 from samon_jax.processes import failure
+from samon_jax.training import cli
+from samon_jax.workdir.lock import locked
 
 ROOT = Path(__file__).parent.parent
 RUN = (
@@ -128,11 +131,47 @@ def test_metrics_that_are_a_folder(workdir, capsys):
     one_line(capsys, "metrics.jsonl cannot be read")
 
 
-def test_a_config_nested_a_thousand_deep(workdir, capsys):
-    (workdir / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+@pytest.mark.parametrize("depth", [150, 900, 100_000])
+def test_a_config_nested_very_deep(workdir, capsys, depth):
+    text = '{"compare": {"methods": ' + '{"a":' * depth + "1" + "}" * depth + "}}"
+    (workdir / "config.json").write_text(text)
     for mode in (RUN, ("--mode=eval",)):
         assert call(*mode, f"--workdir={workdir}") == 2
         one_line(capsys, "config.json cannot be read as JSON")
+
+
+def test_a_saved_value_that_is_not_allowed(workdir, capsys):
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | {"eval_batch_size": 0}))
+    assert call("--mode=eval", f"--workdir={workdir}") == 2
+    one_line(capsys, "config.json", "eval_batch_size=0 is not allowed")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (f"--config={ROOT}/configs/digits.py:compare",),
+        ("--mode=reproduce", "--table=17"),
+        ("--mode=reproduce", "--table=17", "--scale=smoke"),
+    ],
+)
+def test_one_command_at_a_time_in_a_work_directory(tmp_path, capsys, command):
+    with locked(tmp_path):
+        assert call(*command, f"--workdir={tmp_path}") == 2
+    one_line(capsys, f"is in use by process {os.getpid()} on", "since", "choose another --workdir")
+
+
+def test_an_encoding_that_lacks_signs(monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    environment.print_anything()
+    print("ρ", os.fsdecode(b"\xff"), flush=True)
+    assert stdout.buffer.getvalue() == b"\\u03c1 \\udcff\n"
+
+
+def test_the_home_directory_in_a_work_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli.parse(["main.py", "--mode=eval", "--workdir=~/x"]).workdirs == ("/home/me/x",)
 
 
 def test_results_never_stand_under_another_config(workdir, capsys):
@@ -221,6 +260,7 @@ def test_an_unforeseen_exception_is_one_line_and_a_report(workdir, capsys, monke
     report = (workdir / "error.log").read_text()
     assert "in broken" in report
     assert "jax 0." in report
+    assert "batch_size: 64" in report
     assert str(workdir) in line
     with pytest.raises(ZeroDivisionError):
         call(*RUN, f"--workdir={workdir}", "--debug")
@@ -234,6 +274,24 @@ def test_want_of_memory_names_what_needs_it():
     assert "batch_size=128" in line
     assert "wrn-28-10" in line
     assert "\n" not in line
+
+
+def test_a_second_signal_ends_a_step_that_nothing_interrupts():
+    code = (
+        f"exec(open({str(ROOT / 'samon_jax/training/signals.py')!r}).read())\n"
+        "with stop_signals():\n    print('at work', flush=True)\n    sum(range(10**12))\n"
+    )
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert stderr == "SIGTERM again: ended at once; the last checkpoint is kept\n"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -251,10 +309,10 @@ def test_signals_end_other_modes_too(tmp_path, number, status):
     assert stderr == f"{signal.Signals(number).name}: stopped; what is finished stays\n"
 
 
-def damage(workdir, seed):
-    """Damages a random file of a work directory in a random way; says what was done."""
+def damage(folder, seed):
+    """Damages a random file of a folder in a random way; says what was done."""
     chance = random.Random(seed)
-    paths = sorted(path for path in workdir.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     path = chance.choice(paths)
     content = bytearray(path.read_bytes())
     what = chance.choice(["flip", "cut", "empty", "delete", "noise"])
@@ -269,11 +327,11 @@ def damage(workdir, seed):
         path.write_bytes(chance.randbytes(max(len(content), 1)))
     else:
         path.write_bytes(b"")
-    return f"{path.relative_to(workdir)}: {what}"
+    return f"{path.relative_to(folder)}: {what}"
 
 
-def check_damaged(workdir, finished, seed, capsys):
-    what = damage(workdir, seed)
+def check_damaged(workdir, finished, seed, capsys, folder=None):
+    what = damage(folder or workdir, seed)
     expected = accuracy(finished)
     for arguments in (("--mode=eval",), RUN):
         status = call(*arguments, f"--workdir={workdir}")
@@ -292,6 +350,14 @@ def test_a_damaged_file_is_survived_or_named(finished, workdir, capsys, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 300))
-def test_two_hundred_damaged_files(finished, workdir, capsys, seed):
+@pytest.mark.parametrize("seed", range(100, 280))
+def test_many_damaged_files(finished, workdir, capsys, seed):
     check_damaged(workdir, finished, seed, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_damaged_data(finished, workdir, tmp_path, monkeypatch, capsys, seed):
+    copy = shutil.copytree(os.environ["TFDS_DATA_DIR"], tmp_path / "data")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(copy))
+    check_damaged(workdir, finished, seed, capsys, folder=copy)

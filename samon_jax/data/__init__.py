@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from samon_jax._fields import Field, boolean, integer, number, text
+from samon_jax._fields import Field, boolean, integer, number, one_of, text
 from samon_jax.data import imagenet, text_source
 from samon_jax.data.dataset import Dataset, Description, Split
 from samon_jax.data.noise import make_noise
@@ -40,8 +40,7 @@ __all__ = [
 
 
 def _known(name: str, value: Any) -> None:
-    if value not in SETS:
-        raise UserError(f"{name}={value!r} is not allowed; choose one of {', '.join(names())}")
+    one_of(*SETS)(name, value)
 
 
 # Section `data` of a config.

@@ -17,6 +17,7 @@ from samon_jax.paper.results import Result
 from samon_jax.paper.runs import Finished, Runs, radii
 from samon_jax.paper.smoke import Smoke, processes, quick_compilation
 from samon_jax.workdir import files
+from samon_jax.workdir.lock import locked
 from samon_jax.workdir.progress import say
 
 # The cells to re-run, by table.
@@ -89,15 +90,17 @@ def reproduce(request: Request, directory: Path) -> None:
       directory: work directory.
 
     Raises:
-      UserError: the request is not possible, or cells failed; the others are finished then.
+      UserError: the request is not possible, another command works in the directory, or cells
+        failed; the others are finished then.
     """
     selected = request.selected()
     with files.writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    if request.scale == "smoke":
-        failed, reports = _smoke(selected, directory)
-    else:
-        failed, reports = _train(selected, request, directory)
+    with locked(directory, say):
+        if request.scale == "smoke":
+            failed, reports = _smoke(selected, directory)
+        else:
+            failed, reports = _train(selected, request, directory)
     if failed:
         raise UserError(
             f"{failed} of {sum(len(cells) for _, cells in selected)} cells failed; "

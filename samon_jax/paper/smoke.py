@@ -10,6 +10,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -61,6 +62,8 @@ class Smoke:
     """
 
     def __init__(self, directory: Path, workers: int) -> None:
+        for left in directory.glob(".smoke*"):  # by one that was killed; the directory is locked
+            shutil.rmtree(left, ignore_errors=True)
         self._folder = tempfile.TemporaryDirectory(dir=directory, prefix=".smoke")
         self._reasons: dict[str, str] = {}
         self._futures: dict[str, Future[str]] = {}

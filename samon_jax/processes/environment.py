@@ -1,5 +1,6 @@
 """What a program of ours sets up before it computes: where programs are kept, who may speak."""
 
+import io
 import logging
 import os
 import sys
@@ -18,6 +19,12 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, unless JAX_COMPILATION_CACHE_DIR already says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+
+
+def print_anything() -> None:
+    """Lets stdout escape what its encoding lacks, as Python's stderr does: ρ, ±, odd file names."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def quiet_libraries() -> None:

@@ -30,13 +30,16 @@ def one_line(error: BaseException, config: Any = None) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def write_report(error: BaseException, argv: Sequence[str], folder: Path | None) -> Path | None:
-    """Writes traceback, versions and the command line for whoever looks into it.
+def write_report(
+    error: BaseException, argv: Sequence[str], folder: Path | None, config: Any = None
+) -> Path | None:
+    """Writes traceback, versions, the command line and the config for whoever looks into it.
 
     Args:
       error: of any kind.
       argv: of the program.
       folder: work directory, if there is one that exists; else a temporary file is written.
+      config: of the run, if there is one.
 
     Returns:
       The file, or None if nothing can be written anywhere.
@@ -49,6 +52,7 @@ def write_report(error: BaseException, argv: Sequence[str], folder: Path | None)
             f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}",
             "",
             "".join(traceback.format_exception(error)),
+            f"config:\n{config}" if config else "",
         ]
     )
     for path in ([folder / REPORT] if folder and folder.is_dir() else []) + [None]:
@@ -66,7 +70,7 @@ def explain(
     error: BaseException, argv: Sequence[str], folder: Path | None, config: Any, who: str = ""
 ) -> None:
     """Prints the line, and where the report lies, to stderr; `who` says which process it is."""
-    path = write_report(error, argv, folder)
+    path = write_report(error, argv, folder, config)
     where = f"; the full report is in {path}" if path else ""
     print(f"error: {who}{one_line(error, config)}{where}", file=sys.stderr)
 

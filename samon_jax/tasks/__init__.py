@@ -39,8 +39,7 @@ TASKS: dict[str, Entry] = {}
 
 
 def _known(name: str, value: Any) -> None:
-    if value not in TASKS:
-        raise UserError(f"{name}={value!r} is not allowed; choose one of {', '.join(TASKS)}")
+    one_of(*TASKS)(name, value)
 
 
 # Fields of a config that every task reads.

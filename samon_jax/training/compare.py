@@ -1,9 +1,11 @@
 """Trains several methods with several seeds and compares their scores."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -12,6 +14,7 @@ from samon_jax.errors import UserError
 from samon_jax.training.run import resolve
 from samon_jax.training.sweep import at_once_pays, train_all
 from samon_jax.workdir import files
+from samon_jax.workdir.lock import locked
 from samon_jax.workdir.progress import say
 
 
@@ -30,7 +33,7 @@ def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
       Values of the task's score by method, one per seed.
 
     Raises:
-      UserError: as `loop.train`, or a method names an unknown field.
+      UserError: as `loop.train`, a method names an unknown field, or another command works there.
     """
     resolve(config)
     configs = {name: _of_method(config, name) for name in config.compare.methods}
@@ -41,22 +44,25 @@ def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
     score = tasks.create(config).score
     scores: dict[str, list[float]] = {name: [] for name in configs}
     seeds = range(config.seed, config.seed + config.compare.seeds)
-    for chosen in [list(seeds)] if at_once_pays() else [[seed] for seed in seeds]:
-        for name, method in configs.items():
-            say(f"{name}, seed {', '.join(map(str, chosen))}")
-            results = train_all(
-                [with_seed(method, seed) for seed in chosen],
-                [directory / name / f"seed{seed}" for seed in chosen],
-            )
-            for result in results:
-                if isinstance(result, UserError):
-                    raise result
-                scores[name].append(result[score])
-    table = markdown_table(scores, score)
-    files.write_text(directory / "compare.md", table)
-    files.write_json(directory / "compare.json", _statistics(scores, score))
-    with files.writing(directory / "compare.png"):
-        drawing.comparison(scores, directory / "compare.png")
+    # Of several processes, the first one writes.
+    alone = locked(directory, say) if jax.process_index() == 0 else contextlib.nullcontext()
+    with alone:
+        for chosen in [list(seeds)] if at_once_pays() else [[seed] for seed in seeds]:
+            for name, method in configs.items():
+                say(f"{name}, seed {', '.join(map(str, chosen))}")
+                results = train_all(
+                    [with_seed(method, seed) for seed in chosen],
+                    [directory / name / f"seed{seed}" for seed in chosen],
+                )
+                for result in results:
+                    if isinstance(result, UserError):
+                        raise result
+                    scores[name].append(result[score])
+        table = markdown_table(scores, score)
+        files.write_text(directory / "compare.md", table)
+        files.write_json(directory / "compare.json", _statistics(scores, score))
+        with files.writing(directory / "compare.png"):
+            drawing.comparison(scores, directory / "compare.png")
     say(table)
     return scores
 

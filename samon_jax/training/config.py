@@ -4,14 +4,16 @@ Every field is declared where the thing is built that it configures; here they b
 """
 
 import json
+import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
 from samon_jax import data, methods, tasks
-from samon_jax._fields import Field, integer
+from samon_jax._fields import Field, integer, refuse, to_float
 from samon_jax.errors import UserError
 from samon_jax.training import devices, init_from, optimizers, trainable
 from samon_jax.workdir import checkpoints, progress
@@ -31,7 +33,12 @@ _RUN: dict[str, Field] = {
 
 
 def _methods_to_compare(name: str, value: Any) -> None:
-    for method, fields in (value or {}).items():
+    for method, fields in value.items():
+        folder = Path(str(method))
+        if not str(method).isprintable() or folder.is_absolute() or ".." in folder.parts:
+            raise refuse(name, str(method), "names of folders in the work directory")
+        if not isinstance(fields, Mapping | ConfigDict):
+            raise refuse(f"{name}.{method}", fields, "fields of sam and their values")
         unknown = [field for field in fields if field not in methods.FIELDS]
         if unknown:
             raise UserError(
@@ -179,7 +186,7 @@ def check_fields(config: ConfigDict) -> None:
 
 
 def plain(tree: Any) -> Any:
-    """The same with Python's numbers in the place of NumPy's, as JSON needs them.
+    """The same with Python's numbers in the place of NumPy's and JAX's, as JSON needs them.
 
     Example:
       >>> import numpy as np
@@ -188,7 +195,10 @@ def plain(tree: Any) -> Any:
     """
     if isinstance(tree, dict):
         return {name: plain(value) for name, value in tree.items()}
-    return tree.item() if isinstance(tree, np.generic) else tree
+    if isinstance(tree, numbers.Integral) and not isinstance(tree, bool):
+        return int(tree)
+    real = to_float(tree)
+    return tree if isinstance(tree, bool) or math.isnan(real) else real
 
 
 def identity(config: Any, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -290,7 +300,8 @@ def _names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
         if isinstance(value, ConfigDict) and f"{prefix}{name}" != "compare.methods":
             yield from _names(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            name = f"{prefix}{name}"
+            yield name if name.isprintable() else ascii(name)
 
 
 def _nearby(name: str, names: set[str]) -> str:

@@ -52,7 +52,8 @@ def load_config(directory: Path) -> ConfigDict:
         with config.unlocked():
             config.compare.methods.update(saved.get("compare", {}).get("methods", {}))
         config.update(saved)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        check_fields(config)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         reason = textwrap.shorten(str(error), 200)  # ml_collections shows all fields there are
         raise UserError(
             f"{directory / files.CONFIG} is not a config of samon_jax: {reason}"

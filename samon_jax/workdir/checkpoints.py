@@ -132,12 +132,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         leaves = {n: np.asarray(x) for n, x in leaves_by_name(jax.device_get(state)).items()}
-        for name, leaf in leaves.items():
-            if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
-                raise UserError(
-                    f"{name} is not finite after step {step}, and was not saved; a smaller "
-                    "optimizer.lr or sam.rho may help"
-                )
+        _check_finite(leaves, step)
         beside = {"format": FORMAT, "crc32": checksum(leaves)}
         beside |= {"score": score, "identity": self._identity}
         with self._writing():
@@ -180,6 +175,15 @@ class Checkpoints:
                 raise
             reason = textwrap.shorten(reason, 200)
             raise UserError(f"{self._directory} cannot be written: {reason}") from None
+
+
+def _check_finite(leaves: Mapping[str, np.ndarray], step: int) -> None:
+    for name, leaf in leaves.items():
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            raise UserError(
+                f"{name} is not finite after step {step}, and was not saved; a smaller "
+                "optimizer.lr or sam.rho may help"
+            )
 
 
 def restore(

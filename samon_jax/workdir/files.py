@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
     # Always the same name, so that what a crash leaves is overwritten.
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
-        with temporary.open("w") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -74,7 +74,10 @@ def read_json(path: Path) -> Any | None:
       UserError: the file is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
+        if _is_deep(value):
+            raise ValueError("it is nested more than 100 deep")
+        return value
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -82,6 +85,12 @@ def read_json(path: Path) -> Any | None:
     except (ValueError, RecursionError) as error:  # not UTF-8 among them
         reason = textwrap.shorten(" ".join(str(error).split()), 200)
         raise UserError(f"{path} cannot be read as JSON: {reason}") from None
+
+
+def _is_deep(value: Any, levels: int = 100) -> bool:
+    """Whether lists and objects lie in one another too deep for whoever walks through them."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not levels or any(_is_deep(x, levels - 1) for x in inner)
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:

@@ -311,6 +311,17 @@ def test_damaged_data_set(cifar100_dir, directories):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff", b"[]", None])
+def test_damaged_description_of_a_data_set(cifar100_dir, directories, content):
+    info = copy_of_cifar100(cifar100_dir, directories) / "dataset_info.json"
+    half = info.read_bytes()[: info.stat().st_size // 2]
+    info.unlink()
+    info.write_bytes(half if content is None else content)
+    with pytest.raises(samon.UserError, match="move it away and prepare it with") as error:
+        _ = data.load("cifar100").train
+    assert "\n" not in str(error.value)
+
+
 def test_data_set_in_a_format_of_tensorflow(cifar100_dir, directories):
     copy = copy_of_cifar100(cifar100_dir, directories)
     info = (copy / "dataset_info.json").read_text()

@@ -34,6 +34,14 @@ def test_two_cells_of_today(tmp_path, quick_compile):
     train_two_steps(small_config(*trained), tmp_path)
 
 
+def test_what_a_killed_one_left_is_removed(tmp_path):
+    (tmp_path / ".smokeabc" / "run").mkdir(parents=True)
+    with contextlib.closing(Smoke(tmp_path, 1)):
+        assert len(list(tmp_path.iterdir())) == 1
+        assert not (tmp_path / ".smokeabc").exists()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

@@ -132,8 +132,8 @@ def test_evaluation_counts_every_example_once(examples, count):
         ({"data.crop_padding": 9}, r"^data\.crop_padding=9 .* at most 8"),
         ({"data.auto_augment": True}, r"^data\.auto_augment=True .*'digits'.* needs 3"),
         ({"model": "wrn-27-10"}, r"wrn-27-10"),
-        ({"task": "poetry"}, r"^task='poetry' is not allowed; choose one of classification"),
-        ({"data.name": "mnist"}, r"^data\.name='mnist' is not allowed; choose one of digits"),
+        ({"task": "poetry"}, r"^task='poetry' is not allowed; it must be one of classification"),
+        ({"data.name": "mnist"}, r"^data\.name='mnist' is not allowed; it must be one of digits"),
     ],
 )
 def test_what_model_and_data_do_not_allow_names_the_field(fields, message):
