@@ -2,13 +2,12 @@
 
     python -m benchmarks.kills --kills=30
 
-Every mode that promises to continue is run on tiny digits networks: train, compare, reproduce and
-analyze. A command is killed, by SIGKILL mostly, by SIGTERM and Ctrl-C now and then, at a moment
+Every mode that promises to continue is run with a tiny network on digits: train, compare, reproduce
+and analyze. A command is killed, by SIGKILL mostly, by SIGTERM and Ctrl-C now and then, at a moment
 drawn between its start and the time that it needs undisturbed; it is repeated until it finishes,
 and what it leaves is compared with what an undisturbed one left: every file, times aside, and the
-parameters of the newest checkpoint to the bit. 4 times 30 kills took 15 minutes of one CPU core.
-
-The commands run in forks of a process that has imported everything, and call `main.main`.
+parameters of the newest checkpoint to the bit. The commands run in forks of a process that has
+imported everything, and call `main.main`.
 """
 
 import argparse
@@ -34,7 +33,12 @@ from typing import Any
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
 import main as program
+from samon_jax import models
 from samon_jax.analysis import measure, report
 from samon_jax.paper import catalog
 from samon_jax.paper.grid import NO_RHO, Cell, Rho, Table, label
@@ -62,7 +66,7 @@ from samon_jax.training.config import default_config
 
 def get_config(methods=""):
     config = default_config()
-    config.model, config.data.name = "digits-resnet", "digits"
+    config.model, config.data.name = "tiny", "digits"
     config.data.crop_padding, config.data.flip = 1, False
     config.data.train_examples, config.data.test_examples = 256, 100
     config.epochs, config.batch_size, config.num_devices = 3, 64, 1
@@ -75,18 +79,26 @@ def get_config(methods=""):
 """
 
 
+class Tiny(nn.Module):
+    """A network that is traced quickly."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Images [n, H, W, C] to logits [n, classes]."""
+        x = images.reshape(len(images), -1)
+        x = nn.Dense(16, use_bias=False, name="stem")(x)
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
 def table() -> Table:
     """A table of two cells that are trained in seconds."""
-    fields = {
-        "model": "digits-resnet",
-        "data.name": "digits",
-        "data.crop_padding": 1,
-        "data.flip": False,
-        "data.train_examples": 256,
-        "data.test_examples": 100,
-        "batch_size": 64,
-        "num_devices": 1,
-    }
+    fields = {"model": "tiny", "data.name": "digits", "data.crop_padding": 1, "data.flip": False}
+    fields |= {"data.train_examples": 256, "data.test_examples": 100}
+    fields |= {"batch_size": 64, "num_devices": 1}
     sam = fields | {"sam.variant": "sam", "sam.mask": "only_norm"}
     cells = (
         Cell(label("SGD"), label("digits"), fields | {"sam.variant": "none"}, NO_RHO),
@@ -308,6 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (folder / "config.py").write_text(CONFIG)
     (folder / "data").mkdir()
     os.environ |= {"SAMON_CACHE_DIR": str(folder / "cache"), "TFDS_DATA_DIR": str(folder / "data")}
+    models.register("tiny", Tiny)
     catalog.register(lambda: (table(),))
     report.analyze = functools.partial(report.analyze, sizes=SIZES)
     config = f"--config={folder}/config.py"

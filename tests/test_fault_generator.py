@@ -46,7 +46,7 @@ objects = st.sampled_from(
 )  # fmt: skip
 anything = jsonable | objects
 
-few = settings(max_examples=150, derandomize=True, deadline=None, database=None)
+few = settings(max_examples=80, derandomize=True, deadline=None, database=None)
 many = settings(
     max_examples=5000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
