@@ -14,7 +14,7 @@ import pytest
 
 import main
 from samon_jax.training import cli, failure
-from samon_jax.training.environment import print_anything
+from samon_jax.training import environment as environ
 from samon_jax.workdir.lock import locked
 
 ROOT = Path(__file__).parent.parent
@@ -164,9 +164,20 @@ def test_one_command_at_a_time_in_a_work_directory(tmp_path, capsys, command):
 def test_an_encoding_that_lacks_signs(monkeypatch):
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
-    print_anything()
+    environ.print_anything()
     print("ρ", os.fsdecode(b"\xff"), flush=True)
     assert stdout.buffer.getvalue() == b"\\u03c1 \\udcff\n"
+
+
+def test_a_cache_of_programs_that_is_full_is_said_once(monkeypatch, capsys):
+    monkeypatch.setattr(environ, "_said", set())
+    for name in ("one", "two"):
+        reason = f"Error writing persistent compilation cache entry for '{name}': OSError: full"
+        environ._show_warning(reason, UserWarning, "compiler.py", 834)
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    assert "cache of compiled programs cannot be written (OSError: full)" in captured.out
+    assert captured.err == ""
 
 
 def test_the_home_directory_in_a_work_directory(monkeypatch):

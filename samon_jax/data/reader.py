@@ -105,7 +105,7 @@ def read_digits(data_dir: Path, splits: Sequence[str] = SPLITS) -> dict[str, Spl
     """
     from samon_jax.data.digits import Digits
 
-    fallback = cache.cache_dir() / "tfds"
+    fallback, reason = cache.cache_dir() / "tfds", ""
     for directory in (data_dir, fallback):
         make = functools.partial(Digits, data_dir=directory, file_format="array_record")
         folder = directory / "digits" / str(Digits.VERSION)
@@ -115,19 +115,20 @@ def read_digits(data_dir: Path, splits: Sequence[str] = SPLITS) -> dict[str, Spl
                     _prepare(make())
                 # The builder that prepared does not know the lengths of the splits.
                 return _decode(make(), splits)
-            except OSError as error:
-                # Or another process was faster; its files are as good as ours.
-                _log.info("data set 'digits' was not written to %s: %s", directory, error)
-                if not (folder / _INFO).is_file():
+            except Exception as error:  # the system's, or what its readers and writers make of it
+                reason = _one_line(error)
+                if not (folder / _INFO).is_file():  # it could not be written
+                    _log.info("data set 'digits' was not written to %s: %s", directory, reason)
                     break
-            except Exception as error:  # what damaged files make of their readers
+                if isinstance(error, OSError):  # another process was faster; its files are as good
+                    continue
                 if attempt:
                     raise
-                _log.warning("%s is damaged (%s): made anew", folder, _one_line(error))
+                _log.warning("%s is damaged (%s): made anew", folder, reason)
                 _set_aside(folder)
     raise UserError(
         f"data set 'digits' cannot be written: neither data_dir={str(data_dir)!r} nor the cache "
-        f"directory {str(fallback)!r} is writable; set SAMON_CACHE_DIR to a directory that is"
+        f"directory {str(fallback)!r} is writable ({reason}); set SAMON_CACHE_DIR to one that is"
     )
 
 

@@ -3,14 +3,17 @@
 import io
 import logging
 import os
+import re
 import sys
 import threading
+import warnings
 from typing import Any
 
 import jax
 from absl import logging as absl_logging
 
 from samon_jax.data.cache import cache_dir
+from samon_jax.workdir.progress import say
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     threading.excepthook = _of_a_thread
     sys.unraisablehook = _unraisable
+    warnings.showwarning = _show_warning
 
 
 def _of_a_thread(arguments: threading.ExceptHookArgs) -> None:
@@ -49,3 +53,18 @@ def _of_a_thread(arguments: threading.ExceptHookArgs) -> None:
 def _unraisable(arguments: Any) -> None:
     """What is left of coroutines that such a failure ended."""
     _log.debug("%s: %r", arguments.err_msg, arguments.exc_value)
+
+
+_show = warnings.showwarning
+_said: set[str] = set()
+
+
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    """Says once, in one line, that programs are compiled anew as their cache is full or damaged."""
+    match = re.match(r"Error (read|writ)ing persistent compilation cache.*?: (.*)", str(message))
+    if match is None:
+        _show(message, *args, **kwargs)
+    elif match[1] not in _said:
+        _said.add(match[1])
+        what = "read" if match[1] == "read" else "written"
+        say(f"the cache of compiled programs cannot be {what} ({match[2]}): compiling anew")

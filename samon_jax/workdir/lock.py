@@ -57,8 +57,9 @@ def locked(directory: Path, say: Callable[[str], None] = print) -> Iterator[None
         return
     ended = threading.Event()
     try:
-        _check_other_hosts(directory, descriptor, say)
-        _write(descriptor)
+        with contextlib.suppress(OSError):  # of a full disk
+            _check_other_hosts(directory, descriptor, say)
+            _write(descriptor)
         beat = threading.Thread(target=_beat, args=(descriptor, ended), daemon=True)
         beat.start()
         try:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from samon_jax import data
-from samon_jax.data import cache
+from samon_jax.data import cache, reader
 from samon_jax.data.dataset import Split
 from samon_jax.errors import UserError
 
@@ -66,3 +66,16 @@ def test_cached_images_of_another_shape_are_decoded_again(tmp_path):
     cache.cached_splits(path, lambda: splits(5))
     found = cache.cached_splits(path, lambda: splits(8), shape=(8, 8, 1))
     assert found["train"].images.shape == (3, 8, 8, 1)
+
+
+def test_a_full_disk_while_digits_are_written(tmp_path, monkeypatch):
+    """array_record's error is none of the system's; nothing is called damaged."""
+
+    def full(builder):
+        raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(reader, "_prepare", full)
+    monkeypatch.setenv("SAMON_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError, match=r"cannot be written: .* \(write.. failed: No space left"):
+        _ = data.load("digits", str(tmp_path / "data")).train

@@ -122,3 +122,16 @@ def test_where_nothing_can_be_written_nothing_is_guarded(tmp_path):
     (tmp_path / "file").write_text("")
     with locked(tmp_path / "file"):
         pass
+
+
+def test_a_full_disk_is_for_whoever_writes_to_say(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lock.os, "pwrite", full)
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match="in use by another run"),
+        locked(tmp_path),
+    ):
+        pass
