@@ -47,7 +47,7 @@ from samon_jax.workdir import checkpoints
 
 _LATE = (compare, loop, reading)  # what the commands import late
 
-TIMES = ("seconds", "examples_per_second")
+ASIDE = ("seconds", "examples_per_second", "directory")  # what runs of one kind may differ in
 HANGS_AFTER = 180.0  # seconds
 SIGNALS = (signal.SIGKILL,) * 8 + (signal.SIGTERM, signal.SIGINT)
 SIZES = measure.Sizes(
@@ -223,9 +223,9 @@ def run_killed(command: Command, workdir: Path, outcome: Outcome, chance: random
 
 
 def untimed(value: Any) -> Any:
-    """JSON without times."""
+    """JSON without times and the place where it lies."""
     if isinstance(value, dict):
-        return {name: untimed(x) for name, x in value.items() if name not in TIMES}
+        return {name: untimed(x) for name, x in value.items() if name not in ASIDE}
     return [untimed(x) for x in value] if isinstance(value, list) else value
 
 
@@ -280,25 +280,26 @@ def try_mode(mode: str, arguments: Sequence[str], folder: Path, kills: int, seed
       kills: least number of signals.
       seed: of the moments.
     """
-    # For analyze, the run that it analyzes, which every work directory begins with.
-    begin: Callable[[Path], object] = lambda path: None  # noqa: E731
-    if mode == "analyze":
-        trained = folder.parent / "train" / "alone"
-        begin = functools.partial(shutil.copytree, trained)
     folder.mkdir()
     command = Command(arguments, folder / "log.txt")
+
+    def begin(name: str) -> Path:
+        # All of one name, which the report of analyze says; it begins with a trained run.
+        (workdir := folder / name / "run").parent.mkdir()
+        if mode == "analyze":
+            shutil.copytree(folder.parent / "trained", workdir)
+        return workdir
+
     for name in ("warm", "alone"):  # the first one compiles
-        begin(folder / name)
-        since = time.monotonic()
-        if status := wait(command.start(folder / name), 600):
+        workdir, since = begin(name), time.monotonic()
+        if status := wait(command.start(workdir), 600):
             raise SystemExit(f"{mode} alone ends with {status}: {command.said()}")
     outcome, chance = Outcome(mode, time.monotonic() - since), random.Random(f"{mode}{seed}")
-    wanted = snapshot(folder / "alone")
-    if different := list(differences(wanted, snapshot(folder / "warm"))):
+    wanted = snapshot(folder / "alone" / "run")
+    if different := list(differences(wanted, snapshot(folder / "warm" / "run"))):
         outcome.wrong.append(f"two undisturbed ones differ: {', '.join(different)}")
     while sum(outcome.signals.values()) < kills:
-        workdir = folder / f"killed{outcome.finished}"
-        begin(workdir)
+        workdir = begin(f"killed{outcome.finished}")
         run_killed(command, workdir, outcome, chance)
         different = list(differences(wanted, snapshot(workdir)))
         outcome.finished += 1
@@ -330,9 +331,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "reproduce": ("--mode=reproduce", "--table=toy", "--epochs=2"),
         "analyze": ("--mode=analyze",),
     }
-    print(
-        "| mode | undisturbed (s) | signals | finished | equal | wrong |\n|---|---|---|---|---|---|"
-    )
+    print("| mode | undisturbed (s) | signals | finished | equal | wrong |")
+    print("|---|---:|---:|---:|---:|---:|")
+    if wait(Command((config,), folder / "log.txt").start(folder / "trained"), 600):
+        raise SystemExit((folder / "log.txt").read_text())
     wrong = []
     for mode in arguments.modes.split(","):
         outcome = try_mode(mode, commands[mode], folder / mode, arguments.kills, arguments.seed)
