@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from samon_jax.training import cli, environment, journal, loop, step
+from samon_jax.processes import environment
+from samon_jax.training import cli, journal, loop, step
 from samon_jax.training import run as runs
 from samon_jax.workdir import checkpoints, lock
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import main
-from samon_jax.training import cli, failure
-from samon_jax.training import environment as environ
+from samon_jax.processes import environment as environ
+from samon_jax.processes import failure
+from samon_jax.training import cli
 from samon_jax.workdir.lock import locked
 
 ROOT = Path(__file__).parent.parent
@@ -289,7 +290,7 @@ def test_want_of_memory_names_what_needs_it():
 
 def test_a_second_signal_ends_a_step_that_nothing_interrupts():
     code = (
-        f"exec(open({str(ROOT / 'samon_jax/training/signals.py')!r}).read())\n"
+        f"exec(open({str(ROOT / 'samon_jax/processes/signals.py')!r}).read())\n"
         "import hashlib\nwith stop_signals():\n    print('at work', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"  # as XLA, without Python's lock
     )

@@ -1,5 +1,6 @@
 """What a program of ours sets up before it computes: where programs are kept, who may speak."""
 
+import contextlib
 import io
 import logging
 import os
@@ -13,7 +14,6 @@ import jax
 from absl import logging as absl_logging
 
 from samon_jax.data.cache import cache_dir
-from samon_jax.workdir.progress import say
 
 _log = logging.getLogger(__name__)
 
@@ -67,4 +67,5 @@ def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
     elif match[1] not in _said:
         _said.add(match[1])
         what = "read" if match[1] == "read" else "written"
-        say(f"the cache of compiled programs cannot be {what} ({match[2]}): compiling anew")
+        with contextlib.suppress(OSError):
+            print(f"the cache of compiled programs cannot be {what} ({match[2]}): compiling anew")
