@@ -133,8 +133,7 @@ class Checkpoints:
             return
         leaves = {n: np.asarray(x) for n, x in leaves_by_name(jax.device_get(state)).items()}
         _check_finite(leaves, step)
-        beside = {"format": FORMAT, "crc32": checksum(leaves)}
-        beside |= {"score": score, "identity": self._identity}
+        beside = dict(format=FORMAT, crc32=checksum(leaves), score=score, identity=self._identity)
         with self._writing():
             self._manager.save(
                 step,
@@ -178,12 +177,10 @@ class Checkpoints:
 
 
 def _check_finite(leaves: Mapping[str, np.ndarray], step: int) -> None:
-    for name, leaf in leaves.items():
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
-            raise UserError(
-                f"{name} is not finite after step {step}, and was not saved; a smaller "
-                "optimizer.lr or sam.rho may help"
-            )
+    for name, x in leaves.items():
+        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+            advice = "a smaller optimizer.lr or sam.rho may help"
+            raise UserError(f"{name} is not finite after step {step}, and was not saved; {advice}")
 
 
 def restore(
@@ -244,8 +241,7 @@ def fit(found: Found, template: PyTree, workdir: Path) -> PyTree:
       NumPy arrays in the template's structure.
 
     Raises:
-      UserError: a leaf is missing or has another shape or dtype; the checkpoint is whole, but of
-        another model or method.
+      UserError: a leaf is missing or has another shape or dtype: it is of another model or method.
     """
     wanted = leaves_by_name(template)
     where = f"checkpoint of step {found.step} in {workdir / DIRECTORY}"
