@@ -99,11 +99,8 @@ def number(
 
 def to_float(value: Any) -> float:
     """The value of a number, NaN for anything else (text, truth values, vectors, traced arrays)."""
-    if (
-        isinstance(value, bool | np.bool_ | str | bytes)
-        or value is None
-        or getattr(value, "ndim", 0)
-    ):
+    vector = getattr(value, "ndim", 0) != 0
+    if vector or isinstance(value, bool | np.bool_ | str | bytes) or value is None:
         return math.nan
     try:
         return float(value)
