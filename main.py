@@ -38,6 +38,7 @@ def run(arguments: cli.Arguments) -> None:
     environment.use_compilation_cache()
     environment.quiet_libraries()
     environment.print_anything()
+    environment.check_platform()
     if arguments.shifts:
         from samon_jax.training.shifts import evaluate_shifts
 

@@ -181,6 +181,16 @@ def test_a_cache_of_programs_that_is_full_is_said_once(monkeypatch, capsys):
     assert captured.err == ""
 
 
+def test_a_platform_that_is_not_there(monkeypatch, workdir, capsys):
+    def devices():
+        raise AssertionError  # what JAX says of a known platform
+
+    monkeypatch.setattr("jax.devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert call("--mode=eval", f"--workdir={workdir}") == 2
+    one_line(capsys, "JAX_PLATFORMS='cuda' is not allowed here: there is no such device")
+
+
 def test_the_home_directory_in_a_work_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert cli.parse(["main.py", "--mode=eval", "--workdir=~/x"]).workdirs == ("/home/me/x",)

@@ -14,6 +14,7 @@ import jax
 from absl import logging as absl_logging
 
 from samon_jax.data.cache import cache_dir
+from samon_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +23,18 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, unless JAX_COMPILATION_CACHE_DIR already says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+
+
+def check_platform() -> None:
+    """Raises a UserError if JAX finds no device of the platform that it is told to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(error).split())[:200] or "there is no such device"
+        raise UserError(
+            f"JAX_PLATFORMS={asked!r} is not allowed here: {reason}; leave it out or say cpu"
+        ) from None
 
 
 def print_anything() -> None:
