@@ -12,12 +12,7 @@ from samon_jax.models._registry import register
 from samon_jax.models.bottleneck_resnet import Bottleneck
 
 # Depth -> blocks of the four stages.
-BLOCKS: dict[int, tuple[int, ...]] = {
-    14: (1, 1, 1, 1),  # to try things out
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
+BLOCKS: dict[int, tuple[int, ...]] = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class ImageNetResNet(nn.Module):
