@@ -107,7 +107,9 @@ def main() -> None:
         data_dir = arguments.data_dir
         if data_dir is None:
             data_dir = Path(directory)
-            prepare_photographs(data_dir, {"train": 64, "val": 1}, side=375)
+            prepare_photographs(
+                data_dir, {"train": max(64, -(-arguments.batch // 3)), "val": 1}, side=375
+            )
         records = PreparedRecords("imagenet2012", data_dir, "train")
         timed = parts(records)
         print("| part | µs a picture |\n| --- | ---: |")
