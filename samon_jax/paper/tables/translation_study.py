@@ -16,7 +16,7 @@ from samon_jax.paper.results import Result
 from samon_jax.paper.tables import translation as table16
 
 NAME = "translation-study"
-EPOCHS = 8
+EPOCHS = 10
 BEAM = 5
 
 FIELDS: dict[str, Any] = table16.FIELDS | {
