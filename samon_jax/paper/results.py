@@ -106,14 +106,14 @@ def markdown(table: Table, results: Sequence[Result], *, epochs: int | None, see
     """
     source = "." if table.ours else f". {PAPER}."
     lines = [f"# {heading(table)}", "", f"{table.title}{source}", ""]
-    paper_epochs = default_config().epochs
+    paper_epochs, whose = _epochs(table), "study's" if table.ours else "paper's"
     differences = []
     if epochs not in (None, paper_epochs):
         differences.append(f"{epochs} epochs instead of {paper_epochs}")
     if seeds != table.seeds:
         differences.append(f"{seeds} seeds instead of {table.seeds}")
     if differences:
-        lines += [f"**Not the paper's setting: {', '.join(differences)}.**", ""]
+        lines += [f"**Not the {whose} setting: {', '.join(differences)}.**", ""]
     numbers = ", ".join(metric.title for metric in table.metrics)
     lines += [
         f"{numbers[0].upper()}{numbers[1:]}"
@@ -182,8 +182,8 @@ def to_json(
         "table": table.name,
         "title": table.title,
         "source": None if table.ours else PAPER,
-        "epochs": epochs or default_config().epochs,
-        "paper_epochs": default_config().epochs,
+        "epochs": epochs or _epochs(table),
+        "paper_epochs": _epochs(table),
         "seeds": seeds,
         "notes": list(table.notes),
         "cells": [_cell_json(result) for result in results],
@@ -208,6 +208,11 @@ def heading(table: Table) -> str:
         return table.name[0].upper() + table.name[1:]
     kind, number, half = match.groups()
     return f"{kind.capitalize()} {number}" + (f" ({half})" if half else "")
+
+
+def _epochs(table: Table) -> int:
+    """Of the runs of its first cell."""
+    return int(table.cells[0].fields.get("epochs", default_config().epochs))
 
 
 def _cell_json(result: Result) -> dict[str, Any]:

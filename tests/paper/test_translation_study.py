@@ -55,6 +55,8 @@ def test_the_study_goes_on_from_copied_runs(done, tmp_path, monkeypatch):
     chosen = [("adamw", 0.0, 0), ("only_norm", 2.0, 0), ("all", 0.1, 0)]
     assert tested == [(*run, "best", 5) for run in chosen]  # the test set chooses nothing
     assert (first / "translation-study-epochs.png").is_file()
+    text = (first / "translation-study.md").read_text()
+    assert "**Not the study's setting: 1 seeds instead of 3.**" in text
 
     # Elsewhere, without checkpoints: summaries and what was measured are enough.
     kept = shutil.ignore_patterns("checkpoints", "tensorboard", "*.png")

@@ -44,7 +44,7 @@ _VAL_BLEU = Metric("val_bleu", "BLEU on the validation set")
 _NOTES = (
     f"{EPOCHS} epochs, a cosine after one epoch of warm-up; every epoch the validation set is "
     "translated greedily, and the checkpoint with the highest BLEU on it is the one that is tested",
-    f"test_2016_flickr, cased, sacrebleu's 13a, beam {BEAM}",
+    f"tested on test_2016_flickr, cased, sacrebleu's 13a, beam {BEAM}",
     "the radius ρ is the best of three by the BLEU of seed 0 on the validation set, after the last "
     "epoch",
 )
