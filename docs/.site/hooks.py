@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ["library", "methods", "training", "imagenet", "translation", "tables", "study"]
 GUIDES += ["analysis", "accelerators", "clusters", "reliability", "where"]
 REFERENCE = ["library", "methods", "models", "tasks", "data", "training", "fields", "analysis"]
-EXAMPLES = ["cifar100.md", "digits-analysis/report.md", "smoke.md"]
+EXAMPLES = ["cifar100.md", "digits-analysis/report.md"]
 _FIELDS = "<!-- fields -->"
 
 

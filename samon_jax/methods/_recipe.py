@@ -70,19 +70,19 @@ def keys_of(now: Now) -> jax.Array:
 
 
 class Conflict(NamedTuple):
-    """Two fields that contradict each other.
+    """Two fields of which one must have its default.
 
     Attributes:
-      holds: whether they do, by the fields.
       field: the one to change.
       other: the one it contradicts.
       reason: why.
+      allowed: what `field` may be all the same; None = its default.
     """
 
-    holds: Callable[[Fields], bool]
     field: str
     other: str
     reason: str
+    allowed: Any = None
 
 
 class Member(NamedTuple):
@@ -114,10 +114,12 @@ def check_ranges(members: Sequence[Member], fields: Fields, prefix: str) -> None
 
 def check_conflicts(members: Sequence[Member], fields: Fields, prefix: str) -> None:
     """Raises a UserError for two fields that contradict each other."""
+    default = {name: f.default for member in members for name, f in member.fields.items()}
     for member in members:
-        for conflict in member.conflicts:
-            if conflict.holds(fields):
+        for name, other, reason, allowed in member.conflicts:
+            allowed = default[name] if allowed is None else allowed
+            if fields[name] != allowed and fields[other] != default[other]:
                 raise UserError(
-                    f"{prefix}{conflict.field}={fields[conflict.field]!r} is not allowed with "
-                    f"{prefix}{conflict.other}={fields[conflict.other]!r}: {conflict.reason}"
+                    f"{prefix}{name}={fields[name]!r} is not allowed with "
+                    f"{prefix}{other}={fields[other]!r}: {reason}"
                 )

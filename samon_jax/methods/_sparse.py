@@ -160,10 +160,10 @@ FIELDS = {
 
 CONFLICTS = [
     Conflict(
-        lambda fields: fields["sparse"] != "none" and fields["mask"] != "all",
         "mask",
         "sparse",
         "it is normalized by the whole gradient and masked afterwards; choose 'all'",
+        allowed="all",
     )
 ]
 

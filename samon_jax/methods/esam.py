@@ -262,10 +262,6 @@ def _build(recipe: Recipe, fields: Fields, setting: Setting) -> Recipe:
     return recipe
 
 
-def _selects_with(other: Callable[[Fields], bool]) -> Callable[[Fields], bool]:
-    return lambda fields: fields["esam_gamma"] < 1 and other(fields)
-
-
 MEMBER = Member(
     fields=FIELDS,
     used=lambda fields: min(fields["esam_beta"], fields["esam_gamma"]) < 1,
@@ -275,22 +271,15 @@ MEMBER = Member(
     ],
     conflicts=[
         Conflict(
-            _selects_with(lambda fields: fields["m"] > 0),
             "m",
             "esam_gamma",
             "it chooses among all examples of a device, which share one perturbation",
         ),
         Conflict(
-            _selects_with(lambda fields: fields["gsam_alpha"] > 0),
             "gsam_alpha",
             "esam_gamma",
             "the two gradients would belong to different examples",
         ),
-        Conflict(
-            _selects_with(lambda fields: fields["ascent_fraction"] < 1),
-            "ascent_fraction",
-            "esam_gamma",
-            "it needs the clean loss of every example",
-        ),
+        Conflict("ascent_fraction", "esam_gamma", "it needs the clean loss of every example"),
     ],
 )

@@ -178,7 +178,6 @@ MEMBER = Member(
     describe=_describe,
     conflicts=[
         Conflict(
-            lambda fields: fields["gsam_alpha"] > 0 and fields["ascent_fraction"] < 1,
             "gsam_alpha",
             "ascent_fraction",
             "the two gradients would belong to different examples",

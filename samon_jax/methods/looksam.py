@@ -268,12 +268,7 @@ def _build(recipe: Recipe, fields: Fields, setting: Setting) -> Recipe:
     return recipe._replace(passes=passes, init=init, due=due, period=every)
 
 
-def _conflict(other: str, used: Callable[[Fields], bool], reason: str) -> Conflict:
-    return Conflict(
-        lambda fields: fields["look_every"] > 1 and used(fields), other, "look_every", reason
-    )
-
-
+_OF_WHOLE_BATCH = "the direction that is reused must come from the whole batch"
 MEMBER = Member(
     fields=FIELDS,
     used=lambda fields: fields["look_every"] > 1,
@@ -282,30 +277,14 @@ MEMBER = Member(
         f"LookSAM with k = {fields['look_every']} and α = {fields['look_alpha']:g}"
     ],
     conflicts=[
-        _conflict(
-            "sparse",
-            lambda fields: fields["sparse"] != "none",
-            "the steps between would keep a direction of another mask",
+        Conflict(
+            "sparse", "look_every", "the steps between would keep a direction of another mask"
         ),
-        _conflict(
-            "gsam_alpha",
-            lambda fields: fields["gsam_alpha"] > 0,
-            "both add a direction of their own to the same gradient",
+        Conflict(
+            "gsam_alpha", "look_every", "both add a direction of their own to the same gradient"
         ),
-        _conflict(
-            "esam_gamma",
-            lambda fields: fields["esam_gamma"] < 1,
-            "the direction that is reused must come from the whole batch",
-        ),
-        _conflict(
-            "ascent_fraction",
-            lambda fields: fields["ascent_fraction"] < 1,
-            "the direction that is reused must come from the whole batch",
-        ),
-        _conflict(
-            "batch_stats",
-            lambda fields: fields["batch_stats"] != "clean",
-            "most steps have no perturbed pass",
-        ),
+        Conflict("esam_gamma", "look_every", _OF_WHOLE_BATCH),
+        Conflict("ascent_fraction", "look_every", _OF_WHOLE_BATCH),
+        Conflict("batch_stats", "look_every", "most steps have no perturbed pass"),
     ],
 )

@@ -157,15 +157,6 @@ def _describe(fields: Fields) -> list[str]:
     return [f"ascent {name}, β = {decay:g}"]
 
 
-def _conflict(field: str, asked: Callable[[Any], bool], reason: str) -> Conflict:
-    return Conflict(
-        lambda fields: fields["direction"] != "gradient" and asked(fields[field]),
-        field,
-        "direction",
-        reason,
-    )
-
-
 _NO_PASS_AT_W = "it has no pass at w"
 MEMBER = Member(
     fields=FIELDS,
@@ -173,13 +164,11 @@ MEMBER = Member(
     build=_build,
     describe=_describe,
     conflicts=[
-        _conflict("gsam_alpha", lambda alpha: alpha > 0, _NO_PASS_AT_W),
-        _conflict("esam_gamma", lambda gamma: gamma < 1, _NO_PASS_AT_W),
-        _conflict("look_every", lambda every: every > 1, _NO_PASS_AT_W),
-        _conflict("ascent_fraction", lambda fraction: fraction < 1, _NO_PASS_AT_W),
-        _conflict("batch_stats", lambda which: which != "clean", "it has one pass, not two"),
-        _conflict(
-            "sparse", lambda sparse: sparse != "none", "the mask would be that of another gradient"
+        *(
+            Conflict(field, "direction", _NO_PASS_AT_W)
+            for field in ("gsam_alpha", "esam_gamma", "look_every", "ascent_fraction")
         ),
+        Conflict("batch_stats", "direction", "it has one pass, not two"),
+        Conflict("sparse", "direction", "the mask would be that of another gradient"),
     ],
 )

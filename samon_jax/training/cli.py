@@ -197,7 +197,7 @@ def _flags() -> list[list[str]]:
 def _define() -> flags.FlagValues:
     values = flags.FlagValues()
     values.set_gnu_getopt()  # flags may come after anything
-    define = {
+    define: dict[str, Any] = {
         "string": flags.DEFINE_string,
         "strings": flags.DEFINE_multi_string,
         "integer": flags.DEFINE_integer,
