@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 
 from samon_jax import methods
 from samon_jax.errors import UserError
+from samon_jax.methods import NO_PERTURBATION
 from samon_jax.paper.presets import DATASETS, published_rho
 from samon_jax.training.cli import override
-from samon_jax.training.config import NO_PERTURBATION, default_config
+from samon_jax.training.config import default_config
 
 # Options are short names of fields: variant=sam is --config.sam.variant=sam.
 FIELDS = {

@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 
 import samon_jax as samon
 from samon_jax.errors import UserError
+from samon_jax.methods import NO_PERTURBATION
 from samon_jax.paper import imagenet_recipes
 from samon_jax.paper.presets import preset
-from samon_jax.training.config import NO_PERTURBATION, default_config
+from samon_jax.training.config import default_config
 
 # The SAM-ON that does best in Tables 2, 4 and 13.
 _BEST = {

@@ -164,9 +164,7 @@ def _robustness(records: Records, sizes: Sizes) -> str:
             )
         rows.append([_NORM[norm], size, *cells])
     used = _per_run(
-        [r["robustness"][0]["examples"] for r in records],
-        "test examples",
-        sizes.attack_examples,
+        [r["robustness"][0]["examples"] for r in records], "test examples", sizes.attack_examples
     )
     attacks = "APGD-CE and APGD-DLR"
     if any("dlr" not in r["robustness"][0]["broken"] for r in records):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from samon_jax._fields import integer
 from samon_jax.analysis import autopgd
 from samon_jax.analysis.balls import check_norm, unit
 from samon_jax.analysis.losses import cross_entropy, dlr
@@ -18,10 +19,7 @@ PyTree = Any
 Apply = Callable[[PyTree, Any], jax.Array]
 
 # The radii of Tables 14 and 15, for inputs in [0, 1].
-RADII = {
-    "l2": (0.1, 0.2, 0.25, 0.5, 1.0),
-    "linf": (0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255),
-}
+RADII = {"l2": (0.1, 0.2, 0.25, 0.5, 1.0), "linf": (0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255)}
 STEPS = 100
 
 _ATTACKS: tuple[tuple[str, Callable[..., jax.Array]], ...] = (("ce", cross_entropy), ("dlr", dlr))
@@ -286,8 +284,7 @@ def _check(
         ("restarts", restarts),
         ("batch_size", batch_size),
     ):
-        if value < 1:
-            raise UserError(f"{name}={value} must be an integer >= 1")
+        integer(1)(name, value)
     if len(labels) == 0:
         raise UserError("labels is empty; at least one example is needed")
     if len(images) != len(labels):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from samon_jax._fields import integer
 from samon_jax.analysis import autopgd
 from samon_jax.analysis.balls import check_norm
 from samon_jax.analysis.losses import cross_entropy, normalized_cross_entropy
@@ -83,8 +84,7 @@ def worst_case(
     References:
       Müller et al. 2023, Eq. 6 and Tables 6, 18, 19; Andriushchenko et al. 2023.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps} must be an integer >= 1")
+    integer(1)("steps", steps)
     found = _search(
         apply, params, inputs, labels, radius, norm, adaptive, logit_norm, steps, m, loss
     )
@@ -157,8 +157,7 @@ def average_case(
       UserError: as in `worst_case`.
     """
     _check(radius, norm)
-    if samples < 1:
-        raise UserError(f"samples={samples} must be an integer >= 1")
+    integer(1)("samples", samples)
     scale = jax.tree.map(jnp.abs, params) if adaptive else None
     start = jax.tree.map(jnp.zeros_like, params)
     rows = []
@@ -182,8 +181,7 @@ def batches(inputs: Any, labels: Any, m: int) -> Iterator[tuple[Any, Any]]:
     Raises:
       UserError: m < 1, there is no example, or not a label for each.
     """
-    if m < 1:
-        raise UserError(f"m={m} must be an integer >= 1")
+    integer(1)("m", m)
     n = len(labels)
     if n == 0:
         raise UserError("labels is empty; at least one example is needed")

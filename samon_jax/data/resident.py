@@ -84,7 +84,7 @@ class ResidentSource:
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Rows int32 [batch_size / processes] of each step; see `data.source.Source`."""
         for rows in epoch_order(seed, epoch, self.num_examples, self._batch_size)[start:]:
-            yield {"rows": self._own(rows)}
+            yield {"rows": self._share.of(rows)}
 
     def shapes(self) -> list[tuple[dict[str, Any], int]]:
         """One kind of batch."""
@@ -102,10 +102,7 @@ class ResidentSource:
         for start in range(0, count, size):
             rows = np.arange(start, start + size, dtype=np.int32)
             valid = rows < count
-            yield {"rows": self._own(np.where(valid, rows, 0)), "valid": self._own(valid)}
-
-    def _own(self, rows: np.ndarray) -> np.ndarray:
-        return rows.reshape(self._share.processes, -1)[self._share.process]
+            yield {"rows": self._share.of(np.where(valid, rows, 0)), "valid": self._share.of(valid)}
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int, batch_size: int) -> np.ndarray:

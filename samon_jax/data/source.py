@@ -12,6 +12,10 @@ class Share(NamedTuple):
     process: int = 0
     processes: int = 1
 
+    def of(self, rows: Any) -> Any:
+        """This process's rows of an array whose first axis divides by the processes."""
+        return rows.reshape(self.processes, -1, *rows.shape[1:])[self.process]
+
 
 class Examples(NamedTuple):
     """A split to be evaluated.

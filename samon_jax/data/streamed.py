@@ -170,9 +170,9 @@ class StreamedSource:
                 rng = np.random.default_rng((seed, epoch, step, 2))
                 draws = rng.random((self._batch_size, pictures.DRAWS))
                 seeds = rng.integers(2**32, size=self._batch_size, dtype=np.uint32)
-                own = self._own(order[step])
-                batch = {**self._empty(len(own)), "seeds": self._own(seeds)}
-                yield _Work(fill, own, self._own(draws), batch)
+                own = self._share.of(order[step])
+                batch = {**self._empty(len(own)), "seeds": self._share.of(seeds)}
+                yield _Work(fill, own, self._share.of(draws), batch)
 
         return self._in_threads(work())
 
@@ -200,7 +200,7 @@ class StreamedSource:
             per_device = -(-min(self._eval_batch_size, count) // self._devices)
             size = per_device * self._devices
             for start in range(0, count, size):
-                own = self._own(np.arange(start, start + size))
+                own = self._share.of(np.arange(start, start + size))
                 valid = own < count
                 batch = {**self._empty(len(own)), "valid": valid}
                 yield _Work(fill, own, valid, batch)
@@ -262,10 +262,6 @@ class StreamedSource:
         # Rows that are not filled are black and of class 0.
         images = np.zeros((rows, self._size, self._size, 3), np.uint8)
         return {"images": images, "labels": np.zeros(rows, np.int32)}
-
-    def _own(self, rows: np.ndarray) -> np.ndarray:
-        share = self._share
-        return rows.reshape(share.processes, -1, *rows.shape[1:])[share.process]
 
 
 class _Work(NamedTuple):

@@ -194,8 +194,7 @@ class TextSource:
             yield self._own(_batch(sentences, plan.shapes[i], index) | filled)
 
     def _own(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        n, p = self._share.processes, self._share.process
-        return {name: x.reshape(n, -1, *x.shape[1:])[p] for name, x in batch.items()}
+        return {name: self._share.of(x) for name, x in batch.items()}
 
 
 def encode(vocabulary: Vocabulary, pairs: Pairs) -> Sentences:

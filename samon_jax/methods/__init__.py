@@ -14,14 +14,7 @@ from samon_jax._passes.m_sharpness import sharing_of, vary
 from samon_jax.errors import UserError
 from samon_jax.masks import Mask, no_norm, only_norm
 from samon_jax.methods import esam, gsam, looksam, sam, single_pass, ssam_d, ssam_f
-from samon_jax.methods._recipe import (
-    Fields,
-    Member,
-    Recipe,
-    Setting,
-    check_conflicts,
-    check_ranges,
-)
+from samon_jax.methods._recipe import Fields, Member, Recipe, Setting, check_conflicts, check_ranges
 from samon_jax.methods.method import (
     PLAIN,
     RENEW,

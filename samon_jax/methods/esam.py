@@ -276,9 +276,7 @@ MEMBER = Member(
             "it chooses among all examples of a device, which share one perturbation",
         ),
         Conflict(
-            "gsam_alpha",
-            "esam_gamma",
-            "the two gradients would belong to different examples",
+            "gsam_alpha", "esam_gamma", "the two gradients would belong to different examples"
         ),
         Conflict("ascent_fraction", "esam_gamma", "it needs the clean loss of every example"),
     ],

@@ -178,9 +178,7 @@ MEMBER = Member(
     describe=_describe,
     conflicts=[
         Conflict(
-            "gsam_alpha",
-            "ascent_fraction",
-            "the two gradients would belong to different examples",
+            "gsam_alpha", "ascent_fraction", "the two gradients would belong to different examples"
         )
     ],
 )

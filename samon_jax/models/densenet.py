@@ -47,11 +47,7 @@ class Transition(nn.Module):
         """[N, H, W, C] to [N, H / 2, W / 2, C / 2]; `train` as in BatchNorm."""
         y = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="norm1")(x))
         y = layers.conv(
-            x.shape[-1] // 2,
-            1,
-            kernel_init=layers.HE_NORMAL_FAN_IN,
-            dtype=self.dtype,
-            name="conv1",
+            x.shape[-1] // 2, 1, kernel_init=layers.HE_NORMAL_FAN_IN, dtype=self.dtype, name="conv1"
         )(y)
         return nn.avg_pool(y, (2, 2), strides=(2, 2))
 

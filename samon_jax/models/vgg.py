@@ -11,11 +11,7 @@ from samon_jax.models import layers
 from samon_jax.models._registry import register
 
 # Depth -> convolutions of the five stages (Table 1 of the VGG paper, columns B, D and E).
-BLOCKS: dict[int, tuple[int, ...]] = {
-    13: (2, 2, 2, 2, 2),
-    16: (2, 2, 3, 3, 3),
-    19: (2, 2, 4, 4, 4),
-}
+BLOCKS: dict[int, tuple[int, ...]] = {13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 FEATURES = (64, 128, 256, 512, 512)
 
 

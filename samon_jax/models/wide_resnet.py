@@ -31,10 +31,7 @@ class PreActBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] to [N, H / stride, W / stride, features]; `train` as in BatchNorm."""
-        init: dict[str, Any] = {
-            "kernel_init": layers.HE_NORMAL_FAN_OUT,
-            "dtype": self.dtype,
-        }
+        init: dict[str, Any] = {"kernel_init": layers.HE_NORMAL_FAN_OUT, "dtype": self.dtype}
         activated = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="norm1")(x))
         y = layers.conv(self.features, 3, stride=self.stride, name="conv1", **init)(activated)
         y = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="norm2")(y))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -141,7 +141,7 @@ def listing(tables: Sequence[Table], *, seeds: int | None, epochs: int | None) -
         # Cells that differ only in what is measured share their runs.
         cells = {(tuple(sorted(c.fields.items())), c.rho): c for c in table.cells}.values()
         costs = [
-            _sum(cell_cost(table, cell, epochs, seeds=seeds, search=search) for cell in cells)
+            sum((cell_cost(table, c, epochs, seeds=seeds, search=search) for c in cells), Cost())
             for search in (False, True)
         ]
         shown = "  ".join(
@@ -155,7 +155,3 @@ def listing(tables: Sequence[Table], *, seeds: int | None, epochs: int | None) -
         "directory have in common are trained once."
     )
     return "\n".join(lines)
-
-
-def _sum(costs: Iterable[Cost]) -> Cost:
-    return sum(costs, Cost())

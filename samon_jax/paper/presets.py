@@ -8,17 +8,9 @@ marks its choices too, but only in print: they are not known here.
 import dataclasses
 
 from samon_jax.errors import UserError
+from samon_jax.perturbation import VARIANTS
 
 DATASETS = ("cifar10", "cifar100")
-VARIANTS: tuple[str, ...] = (
-    "sam",
-    "elementwise_l2",
-    "elementwise_l2_orig",
-    "elementwise_linf",
-    "fisher",
-    "layerwise_l2",
-)
-
 # The values printed in bold in Table 4 of the workshop paper: (CIFAR-10, CIFAR-100) for ResNets.
 # Where it has none in bold, or two (Fisher, all), there is no entry.
 PUBLISHED_RHO: dict[tuple[str, str], tuple[float | None, float | None]] = {
@@ -35,56 +27,36 @@ PUBLISHED_RHO: dict[tuple[str, str], tuple[float | None, float | None]] = {
     ("fisher", "only_norm"): (0.1, 0.1),
 }
 
-# Table 7: (CIFAR-10, ResNets), (CIFAR-100, ResNets), (CIFAR-10 and -100, ViTs).
-_Space = tuple[float, ...]
-SEARCH_SPACE: dict[tuple[str, str], tuple[_Space, _Space, _Space]] = {
-    ("sam", "all"): (
-        (0.05, 0.1, 0.25),
-        (0.05, 0.1, 0.5, 1),
-        (0.025, 0.05, 0.1, 0.25, 0.5),
-    ),
-    ("sam", "only_norm"): ((0.1, 0.5, 1), (0.1, 0.5, 1, 5), (1, 2.5, 5, 10, 25)),
-    ("elementwise_l2", "all"): ((0.5, 1, 2, 3, 5), (0.5, 1, 2.5, 5, 10), (0.5, 1, 2.5, 5, 10)),
-    ("elementwise_l2", "only_norm"): (
-        (0.5, 1, 2, 3, 5),
-        (0.5, 1, 2.5, 5, 10),
-        (1, 2.5, 5, 10, 25),
-    ),
-    ("elementwise_l2_orig", "all"): (
-        (0.1, 0.5, 1, 5, 10),
-        (0.5, 1, 2.5, 5),
-        (0.5, 1, 2.5, 5, 10),
-    ),
-    ("elementwise_l2_orig", "only_norm"): (
-        (0.1, 0.5, 1, 5, 10),
-        (0.5, 1, 2.5, 5),
-        (1, 2.5, 5, 10, 25),
-    ),
-    ("elementwise_linf", "all"): (
-        (0.001, 0.005, 0.01, 0.05),
-        (0.001, 0.005, 0.01, 0.05),
-        (0.0005, 0.001, 0.0025, 0.005, 0.01),
-    ),
-    ("elementwise_linf", "only_norm"): (
-        (0.01, 0.025, 0.05, 0.1),
-        (0.01, 0.05, 0.1, 0.5),
-        (0.025, 0.05, 0.1, 0.25, 0.5),
-    ),
-    ("layerwise_l2", "all"): (
-        (0.005, 0.01, 0.025, 0.05, 0.1),
-        (0.001, 0.01, 0.05, 0.1),
-        (0.001, 0.0025, 0.005, 0.01, 0.025),
-    ),
-    ("layerwise_l2", "only_norm"): (
-        (0.05, 0.1, 0.25, 0.5, 1),
-        (0.1, 0.2, 0.5, 1),
-        (0.05, 0.1, 0.25, 0.5, 1),
-    ),
-    # For ViTs the paper prints "0.05,5 0.1, 0.5, 1,5". Read as a list in which the first 5 is a
-    # misprint, for 5 is at its end as well, this is what its CIFAR-10 column says.
-    ("fisher", "all"): ((0.05, 0.1, 0.5, 1, 5), (0.05, 0.1, 0.5, 1), (0.05, 0.1, 0.5, 1, 5)),
-    ("fisher", "only_norm"): ((0.1, 0.5, 1, 5, 10), (0.1, 0.5, 1, 5, 10), (0.1, 0.5, 1, 5, 10)),
-}
+
+def _read(text: str) -> dict[tuple[str, ...], tuple[tuple[float, ...], ...]]:
+    """What each line is about, to the numbers of its columns."""
+    lines = (line.split("|") for line in text.strip().splitlines())
+    return {
+        tuple(about.split()): tuple(tuple(map(float, column.split())) for column in columns)
+        for about, *columns in lines
+    }
+
+
+# Table 7: CIFAR-10, ResNets | CIFAR-100, ResNets | CIFAR-10 and -100, ViTs.
+# For Fisher and ViTs the paper prints "0.05,5 0.1, 0.5, 1,5". Read as a list in which the first 5
+# is a misprint, for 5 is at its end as well, this is what its CIFAR-10 column says.
+SEARCH_SPACE = _read("""
+    sam                 all       | 0.05 0.1 0.25 | 0.05 0.1 0.5 1 | 0.025 0.05 0.1 0.25 0.5
+    sam                 only_norm | 0.1 0.5 1 | 0.1 0.5 1 5 | 1 2.5 5 10 25
+    elementwise_l2      all       | 0.5 1 2 3 5 | 0.5 1 2.5 5 10 | 0.5 1 2.5 5 10
+    elementwise_l2      only_norm | 0.5 1 2 3 5 | 0.5 1 2.5 5 10 | 1 2.5 5 10 25
+    elementwise_l2_orig all       | 0.1 0.5 1 5 10 | 0.5 1 2.5 5 | 0.5 1 2.5 5 10
+    elementwise_l2_orig only_norm | 0.1 0.5 1 5 10 | 0.5 1 2.5 5 | 1 2.5 5 10 25
+    elementwise_linf    all       | 0.001 0.005 0.01 0.05 | 0.001 0.005 0.01 0.05 | \
+                                    0.0005 0.001 0.0025 0.005 0.01
+    elementwise_linf    only_norm | 0.01 0.025 0.05 0.1 | 0.01 0.05 0.1 0.5 | \
+                                    0.025 0.05 0.1 0.25 0.5
+    layerwise_l2        all       | 0.005 0.01 0.025 0.05 0.1 | 0.001 0.01 0.05 0.1 | \
+                                    0.001 0.0025 0.005 0.01 0.025
+    layerwise_l2        only_norm | 0.05 0.1 0.25 0.5 1 | 0.1 0.2 0.5 1 | 0.05 0.1 0.25 0.5 1
+    fisher              all       | 0.05 0.1 0.5 1 5 | 0.05 0.1 0.5 1 | 0.05 0.1 0.5 1 5
+    fisher              only_norm | 0.1 0.5 1 5 10 | 0.1 0.5 1 5 10 | 0.1 0.5 1 5 10
+""")
 
 # Appendix B.2, CIFAR-10 and CIFAR-100: "optimal performance for SSAM".
 SSAM_RHO = (0.1, 0.2)
@@ -117,7 +89,6 @@ class ImageNetRecipe:
       m: examples that share one perturbation.
       lr: largest learning rate of the cosine.
       weight_decay: weight decay.
-      rho: (base optimizer, variant, mask) to (reported, discarded...), in the order of the table.
     """
 
     epochs: int
@@ -127,64 +98,37 @@ class ImageNetRecipe:
     m: int
     lr: float
     weight_decay: float
-    rho: dict[tuple[str, str, str], tuple[float, ...]]
 
 
 # Table 8. Augmentation is "inception-style", images are 224x224, learning rates decay by a cosine.
-IMAGENET: dict[str, ImageNetRecipe] = {
-    "resnet-50": ImageNetRecipe(
-        epochs=90,
-        warmup_epochs=3,
-        cooldown_epochs=10,
-        batch_size=512,
-        m=64,
-        lr=0.2,
-        weight_decay=0.0001,
-        rho={
-            ("sgd", "sam", "all"): (0.05,),
-            ("sgd", "elementwise_l2", "all"): (1,),
-            ("sgd", "elementwise_l2", "only_norm"): (1,),
-            ("sgd", "elementwise_linf", "all"): (0.001, 0.01),
-            ("sgd", "elementwise_linf", "only_norm"): (0.005, 0.05),
-            ("sgd", "layerwise_l2", "all"): (0.005, 0.05),
-            ("sgd", "layerwise_l2", "only_norm"): (0.05, 0.5),
-        },
-    ),
-    "vit-s": ImageNetRecipe(  # ViT-S/32 from scratch
-        epochs=300,
-        warmup_epochs=10,
-        cooldown_epochs=0,
-        batch_size=128,
-        m=128,
-        lr=0.001,
-        weight_decay=0.1,
-        rho={
-            ("adamw", "sam", "all"): (1, 0.05, 0.1, 0.5, 2),
-            ("adamw", "sam", "only_norm"): (15, 10, 20),
-            ("lion", "sam", "all"): (1, 0.5, 2),
-            ("lion", "sam", "only_norm"): (10, 5, 20),
-        },
-    ),
-    "vit-s-finetuned": ImageNetRecipe(  # ViT-S pretrained on ImageNet-21k, appendix B.3
-        epochs=9,
-        warmup_epochs=1,
-        cooldown_epochs=0,
-        batch_size=896,
-        m=128,
-        lr=0.017,
-        weight_decay=0.0001,
-        rho={
-            ("sgd", "sam", "all"): (0.01, 0.1, 0.001),
-            ("sgd", "sam", "only_norm"): (0.1, 0.01, 1),
-            ("sgd", "elementwise_l2", "all"): (0.1, 0.01, 1),
-            ("sgd", "elementwise_l2", "only_norm"): (1, 0.1, 10),
-            ("sgd", "elementwise_linf", "all"): (1e-4, 1e-3, 1e-5),
-            ("sgd", "elementwise_linf", "only_norm"): (1e-2, 1e-3, 1e-1),
-            ("sgd", "layerwise_l2", "all"): (1e-3, 1e-2, 1e-4),
-            ("sgd", "layerwise_l2", "only_norm"): (1e-3, 1e-2, 1e-1),
-        },
-    ),
+IMAGENET = {
+    "resnet-50": ImageNetRecipe(90, 3, 10, 512, 64, 0.2, 1e-4),
+    "vit-s": ImageNetRecipe(300, 10, 0, 128, 128, 1e-3, 0.1),  # ViT-S/32 from scratch
+    # ViT-S pretrained on ImageNet-21k, appendix B.3
+    "vit-s-finetuned": ImageNetRecipe(9, 1, 0, 896, 128, 0.017, 1e-4),
 }
+# Table 8: the values reported and discarded, of SGD, but "vit-s" of AdamW and "vit-s-lion" of Lion.
+_IMAGENET_RHO = _read("""
+    resnet-50       sam              all       | 0.05
+    resnet-50       elementwise_l2   all       | 1
+    resnet-50       elementwise_l2   only_norm | 1
+    resnet-50       elementwise_linf all       | 0.001 0.01
+    resnet-50       elementwise_linf only_norm | 0.005 0.05
+    resnet-50       layerwise_l2     all       | 0.005 0.05
+    resnet-50       layerwise_l2     only_norm | 0.05 0.5
+    vit-s           sam              all       | 1 0.05 0.1 0.5 2
+    vit-s           sam              only_norm | 15 10 20
+    vit-s-lion      sam              all       | 1 0.5 2
+    vit-s-lion      sam              only_norm | 10 5 20
+    vit-s-finetuned sam              all       | 0.01 0.1 0.001
+    vit-s-finetuned sam              only_norm | 0.1 0.01 1
+    vit-s-finetuned elementwise_l2   all       | 0.1 0.01 1
+    vit-s-finetuned elementwise_l2   only_norm | 1 0.1 10
+    vit-s-finetuned elementwise_linf all       | 1e-4 1e-3 1e-5
+    vit-s-finetuned elementwise_linf only_norm | 1e-2 1e-3 1e-1
+    vit-s-finetuned layerwise_l2     all       | 1e-3 1e-2 1e-4
+    vit-s-finetuned layerwise_l2     only_norm | 1e-3 1e-2 1e-1
+""")
 
 
 def published_rho(dataset: str, variant: str, mask: str) -> float:
@@ -238,7 +182,7 @@ def preset(dataset: str, architecture: str, variant: str, mask: str) -> Preset:
       >>> preset("cifar10", "resnet", "sam", "only_norm").rho
       0.5
       >>> preset("cifar10", "vit", "sam", "only_norm")
-      Preset(rho=None, space=(1, 2.5, 5, 10, 25), source='Table 7')
+      Preset(rho=None, space=(1.0, 2.5, 5.0, 10.0, 25.0), source='Table 7')
     """
     if dataset == "imagenet":
         return _imagenet_preset(architecture, variant, mask)
@@ -268,17 +212,14 @@ def preset(dataset: str, architecture: str, variant: str, mask: str) -> Preset:
 
 
 def _imagenet_preset(architecture: str, variant: str, mask: str) -> Preset:
-    architectures = ("resnet-50", "vit-s", "vit-s-lion", "vit-s-finetuned")
-    _one_of("architecture", architecture, architectures)
-    recipe = IMAGENET["vit-s" if architecture == "vit-s-lion" else architecture]
-    optimizer = {"vit-s": "adamw", "vit-s-lion": "lion"}.get(architecture, "sgd")
-    tried = recipe.rho.get((optimizer, variant, mask))
-    if tried is None:
-        known = [f"{v} {m}" for o, v, m in recipe.rho if o == optimizer]
+    _one_of("architecture", architecture, (*dict.fromkeys(a for a, _, _ in _IMAGENET_RHO),))
+    if (architecture, variant, mask) not in _IMAGENET_RHO:
+        known = [f"{v} {m}" for a, v, m in _IMAGENET_RHO if a == architecture]
         raise UserError(
             f"the papers have no rho for architecture={architecture!r} with variant={variant!r}, "
             f"mask={mask!r} on ImageNet; they have: {', '.join(known)}"
         )
+    (tried,) = _IMAGENET_RHO[architecture, variant, mask]
     return Preset(tried[0], tuple(sorted(tried)), "Table 8")
 
 

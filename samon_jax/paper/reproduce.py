@@ -239,8 +239,7 @@ def _write(table: Table, runs: Runs, request: Request, path: Path) -> None:
     seeds = len(runs.seeds(table))
     files.write_text(path, results.markdown(table, found, epochs=request.epochs, seeds=seeds))
     files.write_json(
-        path.with_suffix(".json"),
-        results.to_json(table, found, epochs=request.epochs, seeds=seeds),
+        path.with_suffix(".json"), results.to_json(table, found, epochs=request.epochs, seeds=seeds)
     )
     note = f" ({request.epochs} epochs)" if request.epochs else ""
     with files.writing(path.with_suffix(".png")):

@@ -6,7 +6,7 @@ Every field is declared where the thing is built that it configures; here they b
 import json
 import math
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from samon_jax._fields import Field, integer, refuse, to_float
 from samon_jax.errors import UserError
 from samon_jax.training import devices, init_from, optimizers, trainable
 from samon_jax.workdir import checkpoints, progress
-
-NO_PERTURBATION = "none"
 
 _RUN: dict[str, Field] = {
     "seed": Field(0, integer(0, 2**32 - 1), "everything random follows from it"),
@@ -224,12 +222,12 @@ def identity(config: Any, without: Sequence[str] = ()) -> dict[str, Any]:
     tree = json.loads(config.to_json()) if not isinstance(config, Mapping) else config
     defaults = {name: _plain(field.default) for name, field in _declared()}
     found: dict[str, Any] = {}
-    for name, value in sorted(_flat(tree, defaults)):
+    for name, value in sorted(flat(tree, defaults)):
         default = defaults.get(name)
         same = value == default and isinstance(value, bool) == isinstance(default, bool)
         if not same and not name.startswith((*REPORTING_FIELDS, *without)):
             found[name] = value
-    if found.get("sam.variant") == NO_PERTURBATION:
+    if found.get("sam.variant") == methods.NO_PERTURBATION:
         found = {
             name: value
             for name, value in found.items()
@@ -310,12 +308,13 @@ def _nearby(name: str, names: set[str]) -> str:
     return f"the fields there are {', '.join(beside)}" if beside else f"there is no {section!r}"
 
 
-def _flat(
-    tree: Mapping[str, Any], leaves: Mapping[str, Any], prefix: str = ""
+def flat(
+    tree: Mapping[str, Any], leaves: Container[str] = (), prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
+    """The fields of a config as JSON holds it; those in `leaves` stay whole."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and f"{prefix}{name}" not in leaves:
-            yield from _flat(value, leaves, f"{prefix}{name}.")
+            yield from flat(value, leaves, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -16,6 +16,7 @@ import numpy as np
 import samon_jax
 from samon_jax.errors import UserError
 from samon_jax.processes import cluster
+from samon_jax.training.config import flat
 from samon_jax.training.journal import measure
 from samon_jax.training.run import Run
 from samon_jax.training.state import TrainState
@@ -79,20 +80,12 @@ def machine() -> dict[str, Any]:
 
 def settings(run: Run) -> dict[str, Any]:
     """Every field of the config, and the data."""
-    fields = {name: value for name, value in _flat(json.loads(run.config.to_json()))}
+    fields = dict(flat(json.loads(run.config.to_json())))
     fields.pop("data.dir")
     crc = 0
     for leaf in jax.tree.leaves(run.source.resident):
         crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
     return fields | {"the data": f"{run.source.num_examples} examples, CRC-32 {crc:08x}"}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        inside = isinstance(value, Mapping)
-        found += _flat(value, f"{prefix}{name}.") if inside else [(f"{prefix}{name}", value)]
-    return found
 
 
 def start(run: Run, directory: Path) -> tuple[TrainState | None, dict[str, Any] | None]:

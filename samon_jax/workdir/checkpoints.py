@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import textwrap
 import zlib
@@ -27,8 +28,8 @@ UNREADABLE = "unreadable_checkpoints"
 FORMAT = 2  # of the tree and of the values beside it
 
 # How TensorStore's ValueErrors say that the system refused to write.
-_REFUSED = ("OS error", "No space left", "Error writing", "Permission denied", "UNAVAILABLE")
-_REFUSED += ("FAILED_PRECONDITION", "INTERNAL")
+_REFUSED = "OS error|No space left|Error writing|Permission denied|"
+_REFUSED += "UNAVAILABLE|FAILED_PRECONDITION|INTERNAL"
 
 # Section `checkpoint` of a config.
 FIELDS: dict[str, Field] = {
@@ -100,9 +101,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int, identity: Mapping[str, Any] | None = None) -> None:
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
+            get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
@@ -168,7 +167,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             if isinstance(error, OSError):
                 reason = error.strerror or type(error).__name__
-            elif any(word in str(error) for word in _REFUSED):
+            elif re.search(_REFUSED, str(error)):
                 reason = str(error).rsplit(": ", 1)[-1]  # what the system said
             else:
                 raise
@@ -201,10 +200,9 @@ def restore(
         evaluated.
       UserError: the checkpoint was written by a version with another format.
     """
-    steps = saved_steps(workdir)
-    if not steps:
+    order = saved_steps(workdir)[::-1]
+    if not order:
         return None
-    order = sorted(steps, reverse=True)
     if which == "best":
         scores = {step: _score(workdir, step) for step in order}
         order = [step for step in order if scores[step] is not None]

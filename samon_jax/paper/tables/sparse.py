@@ -98,10 +98,7 @@ def _cells(
     def add(column: Label, method: recipes.Fields, rho: Rho, result: Published | None) -> None:
         cells.append(Cell(row, column, base | method, rho, result))
 
-    for name, mask, result in (
-        ("SAM", "all", printed[0]),
-        ("SAM-ON", "only_norm", printed[1]),
-    ):
+    for name, mask, result in (("SAM", "all", printed[0]), ("SAM-ON", "only_norm", printed[1])):
         rho = recipes.known_rho(data, model, "sam", mask)
         add(label((name, mask)), recipes.perturbed("sam", mask), rho, result)
     random = recipes.perturbed("sam", f"random:{on}")

@@ -32,10 +32,7 @@ def tables() -> tuple[Table, ...]:
         cell
         for data, text in _TABLE_3.items()
         for cell in variants.cells(
-            text,
-            ("ViT-T", "ViT-S"),
-            functools.partial(_labels, data),
-            data=data,
+            text, ("ViT-T", "ViT-S"), functools.partial(_labels, data), data=data
         )
     ]
     title = "Vision Transformers on CIFAR-10 and CIFAR-100"
