@@ -1,4 +1,4 @@
-"""Every test sees 8 simulated CPU devices; this runs before JAX is imported."""
+"""Every test sees 8 simulated CPU devices, and XLA optimizes little; this runs before JAX does."""
 
 import os
 
@@ -8,16 +8,45 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's optimizations take longer than the tiny programs of most tests, also in processes of theirs.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Files whose tests take longest: they begin first, so that no worker is left alone with one.
+_LONG = ["training/test_cluster", "training/test_loop", "test_errands", "training/test_sweep"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n, all tests of a file go to one worker: what they share is compiled and made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getvalue("dist") != "load":
+        return None
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        names = [i for i, name in enumerate(_LONG) if f"tests/{name}.py" in item.nodeid]
+        return names[0] if names else len(_LONG)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def quick_compile():
+    """Says that a test does not need what all do: compile without optimizations."""
 
 
 @pytest.fixture(scope="module")
-def quick_compile():
-    """Skips XLA's optimizations, which take longer than the tiny programs of most tests."""
+def optimized():
+    """XLA optimizes as it does in real runs: for tests of what it makes of a program."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import samon_jax as samon
 from samon_jax import models
 
 BATCH = 64
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 class Costs:
@@ -68,7 +69,7 @@ class Costs:
 
 
 @pytest.fixture(scope="module")
-def costs():
+def costs(optimized):
     return Costs()
 
 

@@ -9,6 +9,8 @@ import pytest
 
 import samon_jax as samon
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 WIDTH = 128
 LAYERS = 5
 X = jnp.zeros((WIDTH, WIDTH))

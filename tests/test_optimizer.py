@@ -11,8 +11,6 @@ from flax.training.train_state import TrainState
 import samon_jax as samon
 from tests.reference import assert_close, data, is_norm, mlp, mlp_loss, two_passes
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RHO, RATE = 0.4, 0.1
 ON = samon.perturbation(RHO, mask=samon.only_norm)
 BATCH = data(8)

@@ -13,8 +13,6 @@ import pytest
 import samon_jax as samon
 from tests.reference import flat, nested, table9
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SHAPES = {
     "conv/kernel": (3, 2, 5),
     "conv/bias": (5,),

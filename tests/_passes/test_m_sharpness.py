@@ -13,8 +13,6 @@ import samon_jax as samon
 from tests.reference import assert_close, data, is_norm, mlp, mlp_loss, two_passes
 from tests.several_devices import over_devices
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RHO = 0.4
 BOTH = {"batch_argnums": (0, 1)}
 

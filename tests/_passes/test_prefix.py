@@ -12,8 +12,6 @@ from samon_jax._passes.inlining import evaluate, inline
 from samon_jax._passes.prefix import split
 from tests.reference import assert_close, data, flat, mlp, mlp_loss, nested
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PATHS = sorted(flat(mlp()))
 
 SELECTIONS = {

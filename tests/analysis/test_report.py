@@ -35,7 +35,7 @@ def only_sharpness(run, sizes, bar):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, quick_compile):
+def runs(tmp_path_factory):
     """A tiny run of one epoch, and one that starts from another seed."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:

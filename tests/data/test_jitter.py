@@ -5,14 +5,12 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from PIL import Image, ImageEnhance
 
 from samon_jax.data import jitter
 from samon_jax.data.jitter import color_jitter
 from samon_jax.data.photographs import photographs
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 flip_and_jitter = jax.jit(jitter.flip_and_jitter, static_argnums=2, static_argnames="mirror")
 
 ENHANCE = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)

@@ -20,8 +20,6 @@ from tests.closed_form import (
 )
 from tests.several_devices import over_devices
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RHO = 0.4
 BOTH = {"batch_argnums": (0, 1)}
 MASKS = pytest.mark.parametrize(

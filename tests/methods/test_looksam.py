@@ -20,8 +20,6 @@ from tests.closed_form import (
     vector,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RHO, ALPHA, RATE, EVERY = 0.4, 0.7, 0.05, 3
 MASKS = pytest.mark.parametrize(
     ("mask", "moved"), [(samon.all_params, ALL), (samon.only_norm, NORM)]

@@ -26,8 +26,6 @@ from tests.reference import (
     two_passes,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RHO = 0.4
 ON = samon.perturbation(RHO, mask=samon.only_norm)
 

@@ -9,8 +9,6 @@ import samon_jax as samon
 from samon_jax import models
 from samon_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NAMES = ("imagenet-resnet-50", "vit-s-32", "vit-s-16")
 
 

@@ -11,8 +11,6 @@ from samon_jax.errors import UserError
 from samon_jax.models.seeded_dropout import drop
 from samon_jax.models.transformer import Transformer, sinusoids
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 VOCABULARY = 11
 
 

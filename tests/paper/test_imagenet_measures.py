@@ -27,7 +27,7 @@ def images_and_labels(photographs):
 
 
 @pytest.fixture
-def run(photographs, images_and_labels, monkeypatch, quick_compile):
+def run(photographs, images_and_labels, monkeypatch):
     """A linear network that gets some of the pictures right."""
     images, labels = images_and_labels
     half = np.asarray(features(images))[::2]

@@ -353,7 +353,7 @@ def test_seeds_that_fail_together_are_tried_alone(tmp_path, monkeypatch, trained
     assert [c.seed for c in trained] == [0, 1, 2]
 
 
-def test_real_training(tmp_path, monkeypatch, quick_compile):
+def test_real_training(tmp_path, monkeypatch):
     use(monkeypatch, make_table(SMALL))
     request = Request("1", rows=("SAM",), columns=("all",), seeds=2, epochs=1)
     reproduce.reproduce(request, tmp_path)

@@ -23,7 +23,7 @@ from samon_jax.paper.smoke import (
 CELLS = [(table, cell) for table in catalog().values() for cell in table.cells]
 
 
-def test_two_cells_of_today(tmp_path, quick_compile):
+def test_two_cells_of_today(tmp_path):
     """One is traced and another trains; tomorrow it is the turn of others."""
     today = datetime.date.today()
     day = today.timetuple().tm_yday
@@ -56,7 +56,7 @@ def test_what_cannot_run_is_found(fields, reason, tmp_path):
     assert Smoke(tmp_path, workers=1).prove(table, broken).startswith(reason)
 
 
-def test_a_network_that_cannot_be_trained_is_found(tmp_path, monkeypatch, quick_compile):
+def test_a_network_that_cannot_be_trained_is_found(tmp_path, monkeypatch):
     """The trace of the real network is fine; the small run reports what it meets."""
     monkeypatch.setitem(SMALLEST, "resnet-18", "vgg-12")
     found = next(x for x in CELLS if x[1].fields["model"] == "resnet-18")

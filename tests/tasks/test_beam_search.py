@@ -11,8 +11,6 @@ import pytest
 from samon_jax.models.transformer import Transformer
 from samon_jax.tasks.beam_search import beam_search
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 BEGIN, END, WORDS = 2, 3, (1, 3, 4, 5)  # 1, 4 and 5 are said, 3 ends
 
 

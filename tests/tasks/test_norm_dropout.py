@@ -6,8 +6,6 @@ from flax import linen as nn
 
 from samon_jax.tasks.norm_dropout import norm_dropout
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 class Net(nn.Module):
     """Outputs what two norms and a dense layer give."""

@@ -18,8 +18,6 @@ from samon_jax.training import devices, loop, reading
 from samon_jax.training.run import set_up
 from tests.tasks import sentences
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def toy(num_classes, dtype):
     return Transformer(num_classes, layers=1, width=16, hidden=16, heads=2, dtype=dtype)

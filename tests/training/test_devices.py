@@ -9,8 +9,6 @@ import tiny
 from samon_jax.errors import UserError
 from samon_jax.training import devices, run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def walked(steps=3, **fields):
     trained = run.set_up(tiny.config(sam__rho=0.3, **fields))

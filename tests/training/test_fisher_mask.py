@@ -47,7 +47,6 @@ def numpy_fisher(params, stats, images, labels):
     return squares
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_the_mask_is_the_top_of_the_fisher_information():
     """Of the first 20 examples of each device; it is renewed before the step itself."""
     config = tiny.config(

@@ -9,7 +9,6 @@ import tiny
 from samon_jax.methods import PLAIN, REUSE, SHARP
 from samon_jax.training.run import set_up
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ALL = {"sam__mask": "all", "sam__rho": 0.3}
 
 

@@ -15,8 +15,6 @@ from samon_jax.training.run import set_up
 from samon_jax.workdir import checkpoints
 from tests.models.test_augreg import make_arrays
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def config_of(directory, **changes):
     config = default_config()

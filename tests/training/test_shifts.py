@@ -18,8 +18,6 @@ from samon_jax.training.loop import train
 from samon_jax.training.reading import read
 from samon_jax.training.shifts import FILE, evaluate_shift, evaluate_shifts, score
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def data_dir(photographs, tmp_path_factory):

@@ -11,8 +11,6 @@ from samon_jax import methods
 from samon_jax.methods import PLAIN, SHARP
 from samon_jax.training.run import set_up
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def test_one_step_is_sam_with_sgd_written_out():
     """Gradient at w, ε over the norm parameters, gradient at w + ε, SGD with weight decay."""

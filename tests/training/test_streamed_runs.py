@@ -40,12 +40,11 @@ def trained(config):
 
 
 @pytest.fixture
-def eight_devices(photographs, quick_compile):
+def eight_devices(photographs):
     """What eight devices with 2 of the 16 pictures each make of two steps."""
     return trained(config_of(photographs, num_devices=8)).variables
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_parts_of_a_batch_on_one_device_equal_eight_devices(photographs, eight_devices):
     """Flip, jitter, ε and the statistics of BatchNorm are those of eight devices."""
     state = trained(config_of(photographs, num_devices=1, **{"sam.m": 2}))

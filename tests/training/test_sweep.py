@@ -13,8 +13,6 @@ from samon_jax.training.reading import load_config
 from samon_jax.training.run import set_up
 from samon_jax.workdir import checkpoints, files
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TIMES = ("seconds", "examples_per_second")
 SEEDS = (3, 0, 7)
 
@@ -48,7 +46,7 @@ def saved_leaves(config, directory):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, quick_compile):
+def finished(tmp_path_factory):
     """Three seeds at once, and what was returned."""
     directory = tmp_path_factory.mktemp("together")
     return directory, sweep.train_together(masked(), folders(directory))

@@ -10,7 +10,6 @@ from samon_jax.methods import PLAIN
 from samon_jax.training.run import set_up
 from samon_jax.training.trainable import hold_fixed, trainable_mask
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 NORMS, WEIGHTS = ("stage1_norm", "stage2_norm"), ("stem", "middle", "head")
 
 
