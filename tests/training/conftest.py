@@ -46,3 +46,10 @@ def data_dir(tmp_path_factory, environment):
         folder = tmp_path_factory.mktemp("data")
         patch.setenv("TFDS_DATA_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Runs of single tests draw none: it takes longer than training. Shared ones do."""
+    for name in ("learning_curve", "norm_parameters"):
+        monkeypatch.setattr(f"samon_jax.drawing.{name}", lambda *args: None)
