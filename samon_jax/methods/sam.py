@@ -135,7 +135,7 @@ def make_mask(words: str) -> Mask:
     """The mask that a config names.
 
     Args:
-      words: "all", "only_norm", "no_norm", "only_norm_in:<regex>" or "random:<sparsity>". A random
+      words: "all", "only_norm", "no_norm", `only_norm_in:<regex>` or `random:<sparsity>`. A random
         mask is the same for every seed of a run, so that all seeds share one compiled step.
 
     Raises:

@@ -20,7 +20,7 @@ def register(
 
     Args:
       name: what users write, for example "resnet-18"; of a family, what messages show, for example
-        "wrn-<depth>-<width>".
+        `wrn-<depth>-<width>`.
       constructor: `constructor(*groups, num_classes=, dtype=)` returns a Flax Linen module; groups
         are those of the pattern, as strings. It raises a UserError for numbers that are not
         allowed.
@@ -49,7 +49,7 @@ def register(
 
 
 def names() -> tuple[str, ...]:
-    """What `create` accepts, for messages: (..., "wrn-<depth>-<width>")."""
+    """What `create` accepts, for messages: `(..., "wrn-<depth>-<width>")`."""
     return tuple(sorted(_MODELS))
 
 

@@ -13,7 +13,7 @@ from samon_jax.workdir import files
 
 
 def draw(results: Sequence[Result], path: Path, *, of: Metric) -> None:
-    """Draws <name>-epochs.png and <name>-operations.png beside a table's page.
+    """Draws `<name>-epochs.png` and `<name>-operations.png` beside a table's page.
 
     Args:
       results: of the table; what has no finished run is left out.

@@ -137,7 +137,7 @@ def published_rho(dataset: str, variant: str, mask: str) -> float:
     Args:
       dataset: "cifar10" or "cifar100".
       variant: name of a SAM variant.
-      mask: "all", "only_norm", or "only_norm_in:<regex>", for which it is that of "only_norm":
+      mask: "all", "only_norm", or `only_norm_in:<regex>`, for which it is that of "only_norm":
         Figure 3 of the SAM-ON paper perturbs parts of the norm layers with the same variant.
 
     Raises:
@@ -169,7 +169,7 @@ def preset(dataset: str, architecture: str, variant: str, mask: str) -> Preset:
       architecture: on CIFAR "resnet" (all networks with BatchNorm) or "vit"; on ImageNet
         "resnet-50", "vit-s", "vit-s-lion" or "vit-s-finetuned".
       variant: name of a SAM variant, or "ssam_f" or "ssam_d" for ResNets on CIFAR.
-      mask: "all", "only_norm", "only_norm_in:<regex>" (as "only_norm"), or "no_norm" on CIFAR,
+      mask: "all", "only_norm", `only_norm_in:<regex>` (as "only_norm"), or "no_norm" on CIFAR,
         for which the paper gives no values of its own: those of "all".
 
     Returns:

@@ -80,9 +80,9 @@ def run_command(given: Mapping[str, Any], workdirs: Sequence[Path]) -> None:
 def reproduce(request: Request, directory: Path) -> None:
     """Trains the chosen cells, or proves that they run, and writes the tables.
 
-    A run goes to <table>/<row>/<column>/rho<ρ>/seed<k>. Finished runs are not repeated, and others
-    continue. After every cell, <table>.md, .json and .png show what there is so far, of all cells.
-    With another number of epochs than the paper's, all these names end in -epochs<n>, so that runs
+    A run goes to `<table>/<row>/<column>/rho<ρ>/seed<k>`. Finished runs are not repeated, others
+    continue. After every cell, `<table>.md`, .json and .png show what there is of all cells so far.
+    With another number of epochs than the paper's, all names end in `-epochs<n>`, so that runs
     and tables of several lengths may lie in one work directory.
 
     Args:

@@ -102,7 +102,7 @@ def markdown(table: Table, results: Sequence[Result], *, epochs: int | None, see
       seeds: that were asked for.
 
     Returns:
-      The text of <table>.md.
+      The text of `<table>.md`.
     """
     source = "." if table.ours else f". {PAPER}."
     lines = [f"# {heading(table)}", "", f"{table.title}{source}", ""]
@@ -150,7 +150,7 @@ def smoke_markdown(table: Table, reasons: Mapping[tuple[str, str], str]) -> str:
         entry.
 
     Returns:
-      The text of <table>.smoke.md.
+      The text of `<table>.smoke.md`.
     """
     columns = [label.text for label in table.columns()]
     lines = [

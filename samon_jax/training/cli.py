@@ -49,7 +49,7 @@ class Arguments:
       mode: "train", "eval", "translate", "analyze" or "reproduce".
       workdirs: work directories; one, but for mode "analyze", and none for a list of tables.
       config: complete config; but in mode "train", the default one with the overrides.
-      overrides: the fields given as --config.<field>, for mode "eval".
+      overrides: the fields given as `--config.<field>`, for mode "eval".
       checkpoint: "best" or "newest", but for mode "train".
       shifts: other data sets that mode "eval" evaluates on.
       out: folder of the report of mode "analyze", or None.
@@ -260,7 +260,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
 
     Args:
       config: is changed.
-      arguments: "--config.<field>=<value>" each.
+      arguments: `--config.<field>=<value>` each.
 
     Returns:
       The values by field.

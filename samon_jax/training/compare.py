@@ -21,7 +21,7 @@ from samon_jax.workdir.progress import say
 def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
     """Trains `config.compare.methods` with the seeds `config.seed`, `config.seed` + 1, ...
 
-    The run of seed k goes to directory/<method>/seed<k>.
+    The run of seed k goes to `directory/<method>/seed<k>`.
     Runs that are finished are read, not repeated, so an interrupted comparison continues. On
     accelerators all seeds of a method are trained at once, see `sweep.train_together`.
 
