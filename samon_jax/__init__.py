@@ -13,13 +13,7 @@ from samon_jax.methods.ssam_d import ssam_d
 from samon_jax.methods.ssam_f import fisher_information, ssam_f
 from samon_jax.module_labels import label_module
 from samon_jax.optimizer import SamState, sam
-from samon_jax.perturbation import (
-    STATIC_ARGS,
-    VARIANTS,
-    PerturbationState,
-    perturbation,
-    variant,
-)
+from samon_jax.perturbation import STATIC_ARGS, VARIANTS, PerturbationState, perturbation, variant
 
 __all__ = [
     "STATIC_ARGS",

@@ -85,9 +85,10 @@ def worst_case(
       Müller et al. 2023, Eq. 6 and Tables 6, 18, 19; Andriushchenko et al. 2023.
     """
     integer(1)("steps", steps)
-    found = _search(
-        apply, params, inputs, labels, radius, norm, adaptive, logit_norm, steps, m, loss
+    objectives = _objectives(
+        apply, params, inputs, labels, radius, norm, adaptive, logit_norm, m, loss
     )
+    found = _search(objectives, params, radius, norm, steps)
     return _summarize([(f.start_value, f.value) for f in found], labels, m)
 
 
@@ -111,7 +112,10 @@ def one_step(
     The value can be negative. Arguments, returns and errors as in `worst_case`.
     """
     # AutoPGD's first step has twice the radius, so that its end is projected to the boundary.
-    found = _search(apply, params, inputs, labels, radius, norm, adaptive, logit_norm, 1, m, loss)
+    objectives = _objectives(
+        apply, params, inputs, labels, radius, norm, adaptive, logit_norm, m, loss
+    )
+    found = _search(objectives, params, radius, norm, 1)
     return _summarize([(f.start_value, f.last_value) for f in found], labels, m)
 
 
@@ -156,13 +160,13 @@ def average_case(
     Raises:
       UserError: as in `worst_case`.
     """
-    _check(radius, norm)
     integer(1)("samples", samples)
-    scale = jax.tree.map(jnp.abs, params) if adaptive else None
     start = jax.tree.map(jnp.zeros_like, params)
+    objectives = _objectives(
+        apply, params, inputs, labels, radius, norm, adaptive, logit_norm, m, loss
+    )
     rows = []
-    for number, (x, y) in enumerate(batches(inputs, labels, m)):
-        objective = _objective(apply, params, scale, x, y, logit_norm, loss)
+    for number, objective in enumerate(objectives):
         key = jax.random.fold_in(jax.random.key(seed), number)
         clean = _perturbed(objective, start, key, np.float32(0), norm=norm)
         values = [
@@ -193,31 +197,13 @@ def batches(inputs: Any, labels: Any, m: int) -> Iterator[tuple[Any, Any]]:
 
 
 def _search(
-    apply: Apply,
-    params: PyTree,
-    inputs: Any,
-    labels: Any,
-    radius: float,
-    norm: str,
-    adaptive: bool,
-    logit_norm: bool,
-    steps: int,
-    m: int,
-    loss: Loss | None,
+    objectives: Iterator[Partial], params: PyTree, radius: float, norm: str, steps: int
 ) -> list[autopgd.Maximum]:
     """What AutoPGD finds on every batch, without the points, which would fill the memory."""
-    _check(radius, norm)
-    scale = jax.tree.map(jnp.abs, params) if adaptive else None
     start = jax.tree.map(jnp.zeros_like, params)
     return [
-        autopgd.maximize(
-            _objective(apply, params, scale, x, y, logit_norm, loss),
-            start,
-            radius,
-            norm=norm,
-            steps=steps,
-        )._replace(point=None)
-        for x, y in batches(inputs, labels, m)
+        autopgd.maximize(f, start, radius, norm=norm, steps=steps)._replace(point=None)
+        for f in objectives
     ]
 
 
@@ -242,25 +228,26 @@ def _perturbed(
     return objective(jax.tree.unflatten(treedef, [radius * x for x in noise]))
 
 
-def _objective(
+def _objectives(
     apply: Apply,
     params: PyTree,
-    scale: PyTree | None,
     inputs: Any,
     labels: Any,
+    radius: float,
+    norm: str,
+    adaptive: bool,
     logit_norm: bool,
+    m: int,
     loss: Loss | None,
-) -> Partial:
+) -> Iterator[Partial]:
+    """The mean loss of each batch as a function of u; UserError for a radius or norm."""
+    check_norm(norm)
+    check_radius("radius", radius)
+    scale = jax.tree.map(jnp.abs, params) if adaptive else None
     loss = loss or (normalized_cross_entropy if logit_norm else cross_entropy)
-    return Partial(
-        _mean_loss,
-        autopgd.as_partial(apply),
-        autopgd.as_partial(loss),
-        params,
-        scale,
-        inputs,
-        labels,
-    )
+    functions = autopgd.as_partial(apply), autopgd.as_partial(loss)
+    for x, y in batches(inputs, labels, m):
+        yield Partial(_mean_loss, *functions, params, scale, x, y)
 
 
 def _mean_loss(
@@ -277,11 +264,6 @@ def _mean_loss(
     else:
         weights = jax.tree.map(lambda w, t, u: w + t * u, params, scale, u)
     return loss(apply(weights, inputs), labels).mean()
-
-
-def _check(radius: float, norm: str) -> None:
-    check_norm(norm)
-    check_radius("radius", radius)
 
 
 def _summarize(rows: list[tuple[jax.Array, jax.Array]], labels: Any, m: int) -> Sharpness:

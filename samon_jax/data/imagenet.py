@@ -67,11 +67,7 @@ def noise_source(config: Any, devices: int, share: Share) -> StreamedSource:
 
 
 def make_source(
-    config: Any,
-    open_split: Callable[[str], Records],
-    devices: int,
-    share: Share,
-    border: int = 0,
+    config: Any, open_split: Callable[[str], Records], devices: int, share: Share, border: int = 0
 ) -> StreamedSource:
     """A streamed source with the settings of a config.
 

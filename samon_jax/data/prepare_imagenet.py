@@ -149,11 +149,7 @@ def _builder(stock: Any, source: Path, splits: list[str], progress: bool) -> Any
                     raise UserError(f"{example.name} cannot be decoded ({error})") from error
                 yield (
                     example.name,
-                    {
-                        "image": io.BytesIO(data),
-                        "label": example.synset,
-                        "file_name": example.name,
-                    },
+                    {"image": io.BytesIO(data), "label": example.synset, "file_name": example.name},
                 )
 
     return Builder

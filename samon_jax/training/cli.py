@@ -207,12 +207,7 @@ def _define() -> flags.FlagValues:
         text = text if mode == "all" else f"{mode}: {text}"
         define[kind](name, None, text, flag_values=values)
     for name, default, allowed, text in (
-        (
-            "mode",
-            "train",
-            ["train", "eval", "translate", "analyze", "reproduce"],
-            "What to do.",
-        ),
+        ("mode", "train", ["train", "eval", "translate", "analyze", "reproduce"], "What to do."),
         ("checkpoint", "newest", ["best", "newest"], "Which one eval, translate and analyze read."),
         ("scale", None, ["full", "smoke"], "reproduce: smoke only proves that it runs."),
     ):

@@ -121,10 +121,6 @@ def _std(values: Sequence[float]) -> float:
 def _statistics(scores: Mapping[str, Sequence[float]], score: str) -> dict[str, Any]:
     plural = "test_accuracies" if score == "test_accuracy" else f"{score}s"
     return {
-        name: {
-            plural: list(values),
-            "mean": float(np.mean(values)),
-            "std": _std(values),
-        }
+        name: {plural: list(values), "mean": float(np.mean(values)), "std": _std(values)}
         for name, values in scores.items()
     }

@@ -161,8 +161,7 @@ def make_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransform
     mask = {"no_norm": _is_no_norm, "matrices": _is_matrix}.get(settings.decay)
     if settings.name == "sgd":
         base = optax.chain(
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.sgd(lr, momentum=settings.momentum),
+            optax.add_decayed_weights(weight_decay, mask), optax.sgd(lr, momentum=settings.momentum)
         )
     elif settings.name == "adamw":
         base = optax.adamw(lr, settings.b1, settings.b2, weight_decay=weight_decay, mask=mask)

@@ -92,10 +92,7 @@ def read(
 
 
 def evaluate_checkpoint(
-    directory: Path,
-    which: str,
-    overrides: Mapping[str, Any] | None = None,
-    split: str = "test",
+    directory: Path, which: str, overrides: Mapping[str, Any] | None = None, split: str = "test"
 ) -> dict[str, float]:
     """Evaluates a finished or interrupted run from its work directory, and prints the result.
 
