@@ -34,11 +34,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
-@pytest.fixture(scope="session")
-def quick_compile():
-    """Says that a test does not need what all do: compile without optimizations."""
-
-
 @pytest.fixture(scope="module")
 def optimized():
     """XLA optimizes as it does in real runs: for tests of what it makes of a program."""

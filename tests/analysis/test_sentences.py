@@ -34,7 +34,7 @@ def toy(name, num_classes, dtype=jnp.float32):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory, quick_compile):
+def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("translation")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "create", toy)
