@@ -59,7 +59,7 @@ def test_examples(module):
         ("figure10", 6 * 2),
         ("figure11", 3 * 3 + 4),
         ("table16", 3),
-        ("study", 12),
+        ("study", 13),
         ("translation-study", 3),
     ],
 )
