@@ -51,24 +51,24 @@ class Runs:
 def test_held_back_images_choose_the_radius_and_test_images_do_not(tmp_path):
     table, cells = study()
     cell, runs = cells["SAM-ON"], Runs(tmp_path)
-    for rho, accuracy in ((0.1, 0.3), (0.5, 0.4)):
+    for rho, accuracy in ((0.5, 0.3), (1, 0.4)):
         runs.add(cell, rho, 0, accuracy)
     result = cell_result(table, cell, runs)
     assert (result.state, result.chosen) == ("not finished", None)
-    assert result.reason == "ρ is chosen first, of 0.1, 0.5, 1"
-    runs.add(cell, 1, 0, 0.2, test=0.9)
+    assert result.reason == "ρ is chosen first, of 0.5, 1, 2"
+    runs.add(cell, 2, 0, 0.2, test=0.9)
     result = cell_result(table, cell, runs)
-    assert (result.state, result.chosen) == ("not finished", 0.5)
+    assert (result.state, result.chosen) == ("not finished", 1)
     for seed in range(5):
-        runs.add(cell, 0.5, seed, 0.4, test=0.5 + seed / 100)
+        runs.add(cell, 1, seed, 0.4, test=0.5 + seed / 100)
     result = cell_result(table, cell, runs)
-    assert (result.state, result.chosen) == ("finished", 0.5)
+    assert (result.state, result.chosen) == ("finished", 1)
     assert result.reason == "best accuracy on held-back images of seed 0 among 3 values of ρ"
-    assert [run.value(cell.metric) for run in result.runs[0.5]] == pytest.approx(
+    assert [run.value(cell.metric) for run in result.runs[1]] == pytest.approx(
         [50, 51, 52, 53, 54]
     )
     text = markdown(table, [result], epochs=None, seeds=3)
-    assert "| SAM-ON | WRN-10-2 | 0.5 | 52.00 ± 1.58 | – | 5 | finished" in text
+    assert "| SAM-ON | WRN-10-2 | 1 | 52.00 ± 1.58 | – | 5 | finished" in text
     assert "papers report" not in text
 
 

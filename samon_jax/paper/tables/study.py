@@ -48,7 +48,7 @@ _ACCURACY = Metric("accuracy", "test accuracy (%)", 0.01, accuracy_on_test_image
 # What a run calls its test images are those held back, if there are any.
 _HELD_BACK_ACCURACY = Metric("test_accuracy", "accuracy on held-back images (%)", 0.01)
 
-_WIDE, _ALL = (0.1, 0.5, 1), (0.05, 0.1, 0.5)
+_WIDE, _ALL = (0.5, 1, 2), (0.1, 0.5, 1)
 
 
 class _Row(NamedTuple):
