@@ -64,9 +64,7 @@ def test_held_back_images_choose_the_radius_and_test_images_do_not(tmp_path):
     result = cell_result(table, cell, runs)
     assert (result.state, result.chosen) == ("finished", 1)
     assert result.reason == "best accuracy on held-back images of seed 0 among 3 values of ρ"
-    assert [run.value(cell.metric) for run in result.runs[1]] == pytest.approx(
-        [50, 51, 52, 53, 54]
-    )
+    assert [run.value(cell.metric) for run in result.runs[1]] == pytest.approx([50, 51, 52, 53, 54])
     text = markdown(table, [result], epochs=None, seeds=3)
     assert "| SAM-ON | WRN-10-2 | 1 | 52.00 ± 1.58 | – | 5 | finished" in text
     assert "papers report" not in text
