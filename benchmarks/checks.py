@@ -8,6 +8,7 @@ there, the check inside the compiled step and the fetch of its result, is timed 
 dispatch included, and multiplied by how often it happens.
 """
 
+import argparse
 import contextlib
 import functools
 import statistics
@@ -125,6 +126,7 @@ def inside_the_step(config: Any) -> tuple[float, float]:
 
 def main() -> None:
     """Prints two tables."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     environment.use_compilation_cache()
     environment.quiet_libraries()
     config = cli.load_config("configs/digits.py")

@@ -187,7 +187,8 @@ def test_what_makes_no_sense_for_a_task_is_left_out_by_name(runs, monkeypatch, t
     text = report.analyze([runs / "two"], tmp_path, sizes=SIZES).read_text()
     assert "| words run | digits | tiny |" in text
     assert "| BLEU 34.5 |" in text
-    assert "Left out for words run (task words): sharpness, adversarial robustness" in text
+    assert "Left out for words run (task words): sharpness, the share of ε on norm layers" in text
+    assert "need logits; adversarial robustness" in text
     assert re.findall("^## .*", text, re.M) == ["## Weights"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "norm_parameters.png",
