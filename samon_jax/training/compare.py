@@ -108,8 +108,8 @@ def _of_method(config: ConfigDict, name: str) -> ConfigDict:
     try:
         method.sam.lock().update(config.compare.methods[name].to_dict())
     except (AttributeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())  # of ml_collections, perhaps on several lines
-        raise UserError(f"compare.methods.{name} does not fit the fields of sam: {reason}") from None
+        why = " ".join(str(error).split())  # of ml_collections, perhaps on several lines
+        raise UserError(f"compare.methods.{name} does not fit the fields of sam: {why}") from None
     method.compare.seeds = 0
     method.compare.methods = ConfigDict()
     return method
