@@ -152,6 +152,18 @@ def test_anything_in_a_field_is_a_config_or_one_line(source):
     few(given(*arguments)(check))()
 
 
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        ("file", ("compare.methods.SAM.rho", 10**400)),  # float() overflows
+        ("saved", ("task", "translation")),  # of images
+        ("command line", ("compare.methods.SAM.rho", "\x85")),  # a line separator
+    ],
+)
+def test_found_before(source, arguments):
+    CHECKS[source][0](*arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", CHECKS)
 def test_anything_in_a_field_many_times(source):

@@ -73,9 +73,12 @@ def read_pairs(
       As many source lines as target lines, at least one.
 
     Raises:
-      UserError: a file is missing (the message says where it is to be had), empty or no UTF-8, or
-        the two have different numbers of lines.
+      UserError: `name` is none of them, a file is missing (the message says where it is to be had),
+        empty or no UTF-8, or the two have different numbers of lines.
     """
+    if name not in FILES:
+        allowed = ", ".join(FILES)
+        raise UserError(f"data.name={name!r} is not allowed here; sentences are in {allowed}")
     if split not in FILES[name]:
         raise UserError(f"split={split!r} is not allowed; it must be one of train, val, test")
     if name == "reversal":

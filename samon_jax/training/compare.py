@@ -107,7 +107,7 @@ def _of_method(config: ConfigDict, name: str) -> ConfigDict:
     method = ConfigDict(config.to_dict())
     try:
         method.sam.lock().update(config.compare.methods[name].to_dict())
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())  # of ml_collections, perhaps on several lines
         raise UserError(f"compare.methods.{name} does not fit the fields of sam: {why}") from None
     method.compare.seeds = 0

@@ -61,7 +61,8 @@ def test_runs_without_what_may_be_missing(tmp_path):
     for row in rows.values():
         assert row["images_per_second"] == pytest.approx(8e3 / row["ms"])
         assert row["share"] is None  # nobody knows the peak of this device
-    least = min(rows.values(), key=lambda row: row["flops"] / row["ms"])
+    ours = [row for row in rows.values() if row["framework"] == "ours"]
+    least = min(ours, key=lambda row: row["flops"] / row["ms"])
     for result in others:
         if result["kind"] == "profile":
             assert result["name"] == least["name"]
