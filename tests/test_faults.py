@@ -298,6 +298,17 @@ def test_want_of_memory_names_what_needs_it():
     assert "\n" not in line
 
 
+def test_parameters_that_do_not_fit_in_memory(tmp_path):
+    # One kernel of 24 GB is asked for; on CPU, JAX waits forever when its step is read.
+    command = [sys.executable, "main.py", *RUN, f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.model=wrn-16-400"]
+    limited = ["bash", "-c", 'ulimit -v 9000000; exec "$@"', "-", *command]
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if "error" in line)
+    assert "out of memory with batch_size=64 and model='wrn-16-400'" in line
+
+
 def test_a_second_signal_ends_a_step_that_nothing_interrupts():
     code = (
         f"exec(open({str(ROOT / 'samon_jax/processes/signals.py')!r}).read())\n"

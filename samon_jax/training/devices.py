@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from samon_jax._fields import Field, integer, one_of
 from samon_jax.data.source import Share
 from samon_jax.errors import UserError
+from samon_jax.training.paced import Paced
 
 PyTree = Any
 
@@ -116,7 +117,7 @@ class Devices:
             if self.share.processes > 1:
                 program = _Pmapped(self, step, program)
         simulated = self.all[0].platform == "cpu" and len(self._local) > 1
-        return _Paced(program) if simulated else program
+        return Paced(program) if simulated else program
 
     def shard(self, raw: PyTree) -> PyTree:
         """Divides this process's host arrays [rows, ...]: [devices, rows / devices, ...].
@@ -150,12 +151,15 @@ class Devices:
 
     def place(self, state: PyTree) -> PyTree:
         """Lays a state out: as `replicate` does, but large leaves divided within a group."""
+        # To read what XLA had no memory for takes forever on CPU; to wait for it is an error.
+        jax.block_until_ready(state)
         if self.fsdp == 1:
             return self.replicate(state)
         return jax.tree.map(lambda x: _everywhere(x, self._layout(x)), state)
 
     def to_host(self, tree: PyTree) -> PyTree:
         """NumPy arrays of a replicated or placed pytree; every process has to call it."""
+        jax.block_until_ready(tree)
         if self.fsdp > 1 and self.share.processes > 1:
             whole = jax.jit(lambda x: x, out_shardings=self.replicated)
             return jax.tree.map(lambda x: jax.device_get(whole(x)), tree)
@@ -286,25 +290,6 @@ class _Pmapped:
     def lower(self, same: PyTree, own: PyTree) -> Any:
         """As of the other kind of program."""
         return self._lowers.lower(same, own)
-
-
-class _Paced:
-    """A program of simulated devices, of which two calls are under way at most.
-
-    Devices that wait for each other each hold a thread of XLA's pool. With many calls queued, those
-    of a later call take what one of an earlier call needs, and all wait forever.
-    """
-
-    def __init__(self, program: Any) -> None:
-        self._program, self.lower = program, program.lower
-        self._before: Any = None
-
-    def __call__(self, same: PyTree, own: PyTree) -> PyTree:
-        result = self._program(same, own)
-        jax.block_until_ready(self._before)
-        smallest = min(jax.tree.leaves(result), key=lambda x: x.size)
-        self._before = None if isinstance(smallest, jax.core.Tracer) else smallest
-        return result
 
 
 def _everywhere(x: Any, layout: NamedSharding) -> jax.Array:

@@ -160,6 +160,7 @@ class Journal:
         Raises:
           UserError: a loss is not finite.
         """
+        jax.block_until_ready(metrics)  # raises where memory is wanted; to read waits forever
         losses = np.asarray(metrics.loss)
         self._check_finite("loss", losses, step)
         if not np.all(np.asarray(metrics.finite)):
