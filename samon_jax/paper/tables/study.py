@@ -6,13 +6,12 @@ stride 2, without augmentation, so that the network sees the same images again a
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from samon_jax.paper import curves, recipes
 from samon_jax.paper.grid import NO_RHO, Cell, Metric, Rho, Table, label
-from samon_jax.paper.results import Result
 
 Fields = dict[str, Any]
 
@@ -103,7 +102,16 @@ _NOTES = (
 def tables() -> tuple[Table, ...]:
     """The study."""
     title = f"What SAM-ON is worth on {_TRAINED:,} images of CIFAR-100, WRN-10-2"
-    return (Table(NAME, title, tuple(map(_cell, _ROWS)), _NOTES, FEW, pictures=_draw),)
+    return (
+        Table(
+            NAME,
+            title,
+            tuple(map(_cell, _ROWS)),
+            _NOTES,
+            FEW,
+            pictures=functools.partial(curves.draw, of=_HELD_BACK_ACCURACY),
+        ),
+    )
 
 
 def _cell(of: _Row) -> Cell:
@@ -113,8 +121,3 @@ def _cell(of: _Row) -> Cell:
     chooses = Cell(row, column, fields, rho, None, _HELD_BACK_ACCURACY, of.seeds)
     chosen_by = chooses if of.radii else None
     return dataclasses.replace(chooses, metric=_ACCURACY, chosen_by=chosen_by)
-
-
-def _draw(results: Sequence[Result], path: Path) -> None:
-    """Curves of what is measured after every epoch."""
-    curves.draw(results, path, of=_HELD_BACK_ACCURACY)

@@ -6,13 +6,12 @@ the run that is chosen is also the first of the three seeds, so that none is tra
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from pathlib import Path
 from typing import Any
 
 from samon_jax.paper import curves, recipes
 from samon_jax.paper.grid import NO_RHO, Cell, Metric, Rho, Table, label
-from samon_jax.paper.results import Result
 from samon_jax.paper.tables import translation as table16
 
 NAME = "translation-study"
@@ -74,7 +73,7 @@ def tables() -> tuple[Table, ...]:
             tuple(cells),
             _NOTES,
             stand_ins=table16.STAND_INS,
-            pictures=_draw,
+            pictures=functools.partial(curves.draw, of=_VAL_BLEU),
             forward_operations=_forward_operations,
         ),
     )
@@ -86,8 +85,3 @@ def _test_bleu(directory: Path) -> float:
 
 def _forward_operations(cell: Cell) -> tuple[float, float]:
     return table16.forward_operations(cell, _TRAIN, _VAL, _SUB_WORDS)
-
-
-def _draw(results: Sequence[Result], path: Path) -> None:
-    """Curves of what is measured after every epoch."""
-    curves.draw(results, path, of=_VAL_BLEU)
