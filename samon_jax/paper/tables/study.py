@@ -46,6 +46,8 @@ def accuracy_on_test_images(directory: Path) -> float:
 _ACCURACY = Metric("accuracy", "test accuracy (%)", 0.01, accuracy_on_test_images)
 # What a run calls its test images are those held back, if there are any.
 _HELD_BACK_ACCURACY = Metric("test_accuracy", "accuracy on held-back images (%)", 0.01)
+# Curves of what is measured after every epoch.
+_draw = functools.partial(curves.draw, of=_HELD_BACK_ACCURACY)
 
 _WIDE, _ALL = (0.5, 1, 2), (0.1, 0.5, 1)
 
@@ -109,7 +111,7 @@ def tables() -> tuple[Table, ...]:
             tuple(map(_cell, _ROWS)),
             _NOTES,
             FEW,
-            pictures=functools.partial(curves.draw, of=_HELD_BACK_ACCURACY),
+            pictures=_draw,
         ),
     )
 

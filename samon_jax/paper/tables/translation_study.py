@@ -39,6 +39,8 @@ FIELDS: dict[str, Any] = table16.FIELDS | {
 _ON, _ALL = (0.5, 1, 2), (0.05, 0.1, 0.2)
 
 _VAL_BLEU = Metric("val_bleu", "BLEU on the validation set")
+# Curves of what is measured after every epoch.
+_draw = functools.partial(curves.draw, of=_VAL_BLEU)
 
 _NOTES = (
     f"{EPOCHS} epochs, a cosine after one epoch of warm-up; every epoch the validation set is "
@@ -73,7 +75,7 @@ def tables() -> tuple[Table, ...]:
             tuple(cells),
             _NOTES,
             stand_ins=table16.STAND_INS,
-            pictures=functools.partial(curves.draw, of=_VAL_BLEU),
+            pictures=_draw,
             forward_operations=_forward_operations,
         ),
     )
