@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from samon_jax import data, models
 from samon_jax.data import augment
 
 
+@pytest.mark.usefixtures("optimized")
 def test_digits_resnet_exceeds_98_percent(tmp_path):
     epochs, batch_size = 12, 128
     dataset = data.load("digits", str(tmp_path))
