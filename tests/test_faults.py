@@ -264,7 +264,7 @@ def test_numpy_numbers_in_a_config_file_are_numbers(finished, workdir, tmp_path)
 @pytest.mark.parametrize("field", ["sam.rho=1e12", "optimizer.lr=1e5"])
 def test_nothing_that_is_not_finite_is_saved(tmp_path, capsys, field):
     workdir = tmp_path / "run"
-    many = ("--config.data.train_examples=0", "--config.schedule.warmup_epochs=0")
+    many = ("--config.data.train_examples=640", "--config.schedule.warmup_epochs=0")
     assert call(*RUN, *many, f"--config.{field}", f"--workdir={workdir}") == 2
     one_line(capsys, "no checkpoint was saved yet", "smaller optimizer.lr or sam.rho")
     assert not list((workdir / "checkpoints").glob("[0-9]*"))

@@ -56,6 +56,11 @@ def run(method, state=None, kind=SHARP, now=NOW, batch=None):
     return step(params, state, batch, now)
 
 
+def assert_close(actual, expected):
+    """But for rounding: two programs may be compiled differently."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-7), actual, expected)
+
+
 def assert_equal(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
@@ -90,7 +95,7 @@ def test_fields_give_what_the_library_gives(name):
     params, batch = reference.mlp(), reference.data(12)
     value, grads, state = jax.jit(make())(params, ASCENT.init(params), batch)
     found = run(build(**fields))
-    assert_equal(((found.loss, found.aux), found.grads, found.state), (value, grads, state))
+    assert_close(((found.loss, found.aux), found.grads, found.state), (value, grads, state))
     assert_equal(found.perturbed_aux, found.aux)
 
 

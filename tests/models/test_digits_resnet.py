@@ -12,7 +12,7 @@ from samon_jax.data import augment
 
 @pytest.mark.usefixtures("optimized")
 def test_digits_resnet_exceeds_98_percent(tmp_path):
-    epochs, batch_size = 12, 128
+    epochs, batch_size = 8, 128
     dataset = data.load("digits", str(tmp_path))
     model = models.create("digits-resnet", dataset.num_classes)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
