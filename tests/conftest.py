@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def optimized():
-    """XLA optimizes as it does in real runs: for tests of what it makes of a program."""
+    """XLA optimizes as it does in real runs: for programs that run longer than they compile."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")

@@ -9,8 +9,6 @@ import pytest
 
 import samon_jax as samon
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 WIDTH = 128
 LAYERS = 5
 X = jnp.zeros((WIDTH, WIDTH))
