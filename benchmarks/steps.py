@@ -123,10 +123,16 @@ def sharp(
     mask: Any,
     lr: float = 0.1,
     m: int | None = None,
+    direction: str | None = None,
 ) -> Step:
-    """SGD on the gradient of `samon_jax.value_and_grad` with the variant "sam"."""
+    """SGD on the gradient of `samon_jax.value_and_grad` with the variant "sam".
+
+    With a `direction`, one pass: see `samon_jax.single_pass`.
+    """
     sgd = optax.sgd(lr, momentum=MOMENTUM)
     ascent = samon.variant("sam", RHO, mask=mask)
+    if direction is not None:
+        ascent = samon.single_pass(ascent, direction)
     batch = None if m is None else (0, 1)
     gradient = samon.value_and_grad(loss_fn, ascent, has_aux=True, m=m, batch_argnums=batch)
 
@@ -168,7 +174,7 @@ def all_steps(model: Any, variables: dict[str, PyTree], lr: float = 0.1) -> list
 
     Returns:
       SGD, optax.contrib.sam, SAM-all, SAM-ON and, where the model has that many stages and norms
-      in them, SAM-ON in the last two and in the last stage.
+      in them, SAM-ON in the last two and in the last stage; SAM-ON in one pass.
     """
     params, loss_fn = variables["params"], loss_of(model, variables)
     rows = [
@@ -181,4 +187,6 @@ def all_steps(model: Any, variables: dict[str, PyTree], lr: float = 0.1) -> list
         regex = last_stages(params, count)
         if regex and any(re.search(regex, path) for path in path_strings(params)):
             rows.append(sharp(name, loss_fn, params, samon.only_norm_in(regex), lr))
+    one_pass = "SAM-ON in one pass"
+    rows.append(sharp(one_pass, loss_fn, params, samon.only_norm, lr, direction="momentum"))
     return rows

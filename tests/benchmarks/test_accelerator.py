@@ -58,6 +58,7 @@ def test_runs_without_what_may_be_missing(tmp_path):
     operations = [rows[name]["operations"] for name in ("SGD", *stages, "SAM-all")]
     assert operations == sorted(operations)
     assert len(set(operations)) == len(operations)
+    assert rows["SAM-ON in one pass"]["operations"] == pytest.approx(1, abs=0.01)
     for row in rows.values():
         assert row["images_per_second"] == pytest.approx(8e3 / row["ms"])
         assert row["share"] is None  # nobody knows the peak of this device

@@ -72,6 +72,7 @@ def test_steps_descend_with_the_gradients_that_they_name():
         "SAM-ON, last stage": ascended(
             lambda path: "norm_out" in path or ("norm" in path and "stage3" in path)
         ),
+        "SAM-ON in one pass": params,  # in the first step there is nothing to remember
     }
     rows = steps.all_steps(model, variables, lr=0.25)
     assert [row.name for row in rows] == list(expected)
