@@ -103,7 +103,7 @@ class Sizes:
     rank_examples: int = 10240
     surface_examples: int = 512
     surface_points: int = 21
-    sharpness_sentences: int = 256
+    sharpness_sentences: int = 64
     surface_sentences: int = 64
     shown_sentences: int = 8
 
