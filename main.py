@@ -9,13 +9,28 @@
 An interrupted run continues when it is started again with the same arguments.
 """
 
+# ruff: noqa: E402
+# What comes before the imports must be said before JAX is imported.
+
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 # Before JAX is imported: XLA's notices would drown the progress lines. Errors are still shown.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _stop_early(number: int, frame: object) -> None:
+    """Ends the program while it is still importing, where there is nothing to save."""
+    os.write(2, f"{signal.Signals(number).name}: stopped before it began\n".encode())
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(_number, _stop_early)
 
 from samon_jax.errors import UserError
 from samon_jax.processes import cluster, failure, signals
@@ -85,7 +100,8 @@ def main(argv: Sequence[str]) -> int:
         if arguments and arguments.debug and not cluster.name():
             raise
         folder = Path(arguments.workdirs[0]) if arguments and arguments.workdirs else None
-        config = arguments.config if arguments else None
+        # In the other modes, the config is that of the work directory, if any.
+        config = arguments.config if arguments and arguments.mode == "train" else None
         line, status, lost = failure.one_line(error, config), 1, cluster.is_lost(error)
         if not lost:
             failure.explain(error, argv, folder, config, cluster.name())

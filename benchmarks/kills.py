@@ -43,7 +43,7 @@ from samon_jax.analysis import measure, report
 from samon_jax.paper import catalog
 from samon_jax.paper.grid import NO_RHO, Cell, Rho, Table, label
 from samon_jax.training import compare, loop, reading
-from samon_jax.workdir import checkpoints
+from samon_jax.workdir import checkpoints, seal
 
 _LATE = (compare, loop, reading)  # what the commands import late
 
@@ -249,7 +249,7 @@ def look(folder: Path) -> dict[str, Any]:
             if path.name == checkpoints.DIRECTORY:
                 newest = checkpoints.saved_steps(path.parent)[-1]
                 leaves = checkpoints.read(path.parent, newest).leaves
-                found[name] = newest, checkpoints.checksum(leaves)
+                found[name] = newest, seal.checksum(leaves)
                 others = (x.name for x in path.iterdir() if not x.name.isdigit())
                 found |= {f"{name}/{other}": "left behind" for other in others}
         elif "/checkpoints/" in f"/{name}" or "/tensorboard/" in f"/{name}":

@@ -128,7 +128,7 @@ def perturbation(
         if params is None:
             raise UserError("params=None: samon_jax.perturbation needs the parameters in update")
         check_params(params)
-        if not hasattr(state, "count"):
+        if not isinstance(state, PerturbationState):
             raise UserError(
                 f"state of type {type(state).__name__} is not allowed; it must be what "
                 "init(params) or the last update returned: call update(grads, state, params)"

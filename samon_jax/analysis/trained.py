@@ -191,7 +191,7 @@ def load(directory: Path, *, name: str | None = None, which: str = "newest") -> 
     Args:
       directory: work directory.
       name: shown in the report; by default the name of the folder.
-      which: "newest" or "best" checkpoint.
+      which: checkpoint, as for `reading.read`.
 
     Raises:
       UserError: there is no run, or no checkpoint that can be read.

@@ -124,8 +124,12 @@ def read_digits(data_dir: Path, splits: Sequence[str] = SPLITS) -> dict[str, Spl
                     continue
                 if attempt:
                     raise
+                try:
+                    _set_aside(folder)
+                except OSError as refused:
+                    _log.warning("%s is damaged (%s) and stays: %s", folder, reason, refused)
+                    break
                 _log.warning("%s is damaged (%s): made anew", folder, reason)
-                _set_aside(folder)
     raise UserError(
         f"data set 'digits' cannot be written: neither data_dir={str(data_dir)!r} nor the cache "
         f"directory {str(fallback)!r} is writable ({reason}); set SAMON_CACHE_DIR to one that is"

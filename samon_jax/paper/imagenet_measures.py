@@ -42,12 +42,12 @@ def robustness(norm: str, radius: float, title: str) -> Metric:
 
 
 def _shift(name: str, directory: Path) -> float:
-    return evaluate_shifts(directory, [name], "newest")[name].accuracy_own
+    return evaluate_shifts(directory, [name], "last")[name].accuracy_own
 
 
 def _robustness(norm: str, radius: float, directory: Path) -> float:
     """Some pictures after the others, so that they are never all in memory."""
-    run = trained.load(directory)
+    run = trained.load(directory, which="last")
     data = run.config.data
     records = PreparedRecords("imagenet2012", resolve_data_dir(data.dir), "test")
     rows = np.unique(np.linspace(0, len(records) - 1, ATTACKED).astype(int))

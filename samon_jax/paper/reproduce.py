@@ -14,7 +14,7 @@ from samon_jax.paper.cost import listing
 from samon_jax.paper.grid import ACCURACY, Cell, Table
 from samon_jax.paper.pictures import draw
 from samon_jax.paper.results import Result
-from samon_jax.paper.runs import Finished, Runs, radii
+from samon_jax.paper.runs import Finished, Runs, radii, suffix
 from samon_jax.paper.smoke import Smoke, processes, quick_compilation
 from samon_jax.workdir import files
 from samon_jax.workdir.lock import locked
@@ -196,7 +196,7 @@ def _train(selected: Selection, request: Request, directory: Path) -> tuple[int,
     runs = Runs(directory, request.epochs, request.seeds)
     failed, reports = 0, []
     for table, cells in selected:
-        path = directory / f"{table.name}{runs.suffix}.md"
+        path = directory / f"{table.name}{suffix(request.epochs, *table.cells)}.md"
         _write(table, runs, request, path)
         bad = 0
         for number, cell in enumerate(cells, start=1):

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from samon_jax import methods
 from samon_jax.errors import UserError
 from samon_jax.paper.grid import ACCURACY, Cell, Label, Metric, Table, typed
-from samon_jax.training.config import default_config, identity
+from samon_jax.processes import failure
+from samon_jax.training.config import check_identity, default_config, identity
 from samon_jax.training.run import resolve
 from samon_jax.training.sweep import at_once_pays, train_all
 from samon_jax.workdir import files
@@ -116,14 +117,22 @@ def _as_many_devices_as_fit(config: ConfigDict) -> int:
     return processes
 
 
-def suffix(epochs: int | None) -> str:
-    """What the names of runs and tables end in that do not have the paper's number of epochs.
+def suffix(epochs: int | None, *cells: Cell) -> str:
+    """What the names of runs and tables end in that do not have their own number of epochs.
+
+    Args:
+      epochs: that was asked for; None = those of the cells.
+      *cells: of a table, or that of a run.
 
     Example:
-      >>> suffix(None), suffix(10)
-      ('', '-epochs10')
+      >>> from samon_jax.paper.catalog import find
+      >>> cell = find("table1")[0].cells[0]  # 200 epochs
+      >>> suffix(None, cell), suffix(200, cell), suffix(10, cell)
+      ('', '', '-epochs10')
     """
-    return "" if epochs in (None, default_config().epochs) else f"-epochs{epochs}"
+    default = default_config().epochs
+    own = {cell.fields.get("epochs", default) for cell in cells}
+    return "" if epochs is None or own == {epochs} else f"-epochs{epochs}"
 
 
 def cell_directory(
@@ -142,7 +151,7 @@ def cell_directory(
         _slug(cell.row),
         _slug(cell.column),
         f"rho{rho:g}",
-        f"seed{seed}{suffix(epochs)}",
+        f"seed{seed}{suffix(epochs, cell)}",
     )
 
 
@@ -177,13 +186,14 @@ class Runs:
             except UserError as error:
                 say(f"{error}; the run counts as not finished")
                 continue
-            if config is not None and summary is not None:
+            if config is None or summary is None:
+                continue
+            try:
+                check_identity(summary.get("identity"), identity(config), path)
+            except UserError as error:
+                say(f"{error}; the run counts as not finished")
+            else:
                 self._finished[_key(config)] = (path.parent, summary)
-
-    @property
-    def suffix(self) -> str:
-        """See `suffix`."""
-        return suffix(self._epochs)
 
     def seeds(self, table: Table, cell: Cell | None = None) -> range:
         """The seeds of a cell, or of those that say nothing else."""
@@ -231,7 +241,7 @@ class Runs:
         try:
             results = train_all(configs, folders)
         except jax.errors.JaxRuntimeError as error:
-            results = [UserError(" ".join(str(error).split()))] * len(group)
+            results = [UserError(failure.one_line(error, configs[0]))] * len(group)
         for run, folder, result in zip(group, folders, results, strict=True):
             if isinstance(result, UserError):
                 self._errors[self._key(cell, *run)] = str(result)

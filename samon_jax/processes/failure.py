@@ -55,13 +55,13 @@ def write_report(
             f"config:\n{config}" if config else "",
         ]
     )
-    for path in ([folder / REPORT] if folder and folder.is_dir() else []) + [None]:
-        with contextlib.suppress(OSError):
+    for path in ([folder / REPORT] if folder else []) + [None]:
+        with contextlib.suppress(OSError, ValueError):
             if path is None:
                 descriptor, name = tempfile.mkstemp(prefix="samon_jax-", suffix=".log")
                 os.close(descriptor)
                 path = Path(name)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
             return path
     return None
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
@@ -22,17 +22,24 @@ def stop_signals() -> Iterator[list[int]]:
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
+    with _second_ends(remember):
+        yield received
+
+
+@contextlib.contextmanager
+def _second_ends(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within this context, `handler` gets the first signal, and the second one ends the program."""
     ours, pythons = os.pipe()
     os.set_blocking(pythons, False)
     threading.Thread(target=_end_at_second, args=(ours,), daemon=True).start()
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     wakeup = signal.set_wakeup_fd(pythons, warn_on_full_buffer=False)
     try:
-        yield received
+        yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
         os.close(pythons)  # which ends the thread
 
 
@@ -44,7 +51,7 @@ def _end_at_second(descriptor: int) -> None:
             count += number[0] in (signal.SIGTERM, signal.SIGINT)
             if count == 2:
                 name = signal.Signals(number[0]).name
-                message = f"{name} again: ended at once; the last checkpoint is kept\n"
+                message = f"{name} again: ended at once; what is on disk is kept\n"
                 with contextlib.suppress(OSError):
                     os.write(2, message.encode())
                 os._exit(128 + number[0])
@@ -66,17 +73,12 @@ class Stopped(BaseException):
 def raise_on_signals() -> Iterator[None]:
     """Within this context, SIGTERM and Ctrl-C raise `Stopped`, so that everything is cleaned up.
 
-    `stop_signals` may be used inside, where a run can save what it has.
+    A second one ends the program at once. `stop_signals` may be used inside, where a run can save
+    what it has.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for other in (signal.SIGTERM, signal.SIGINT):  # once more ends the program at once
-            signal.signal(other, signal.SIG_DFL)
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _second_ends(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

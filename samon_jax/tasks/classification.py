@@ -142,6 +142,7 @@ class Classification:
         program = _evaluation(self, examples.fetch, devices)
         resident = devices.replicate(examples.resident)
         sums = [program((variables, resident), devices.shard(raw)) for raw in examples.batches]
+        jax.block_until_ready(sums)  # raises where memory is wanted; to read waits forever
         count = sum(int(s.examples) for s in sums)
         loss = float(np.sum([float(s.loss) for s in sums])) / count
         accuracy = sum(int(s.correct) for s in sums) / count

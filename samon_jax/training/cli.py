@@ -184,7 +184,7 @@ def load_config(argument: str) -> ConfigDict:
         check_fields(config)
     except UserError as error:
         raise UserError(f"--config={argument}: {error}") from None
-    except (Exception, KeyboardInterrupt) as error:  # anything can happen in somebody's file
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # anything can happen there
         text = " ".join(str(error).split())
         raise UserError(f"--config={argument}: {type(error).__name__}: {text}") from None
     return config.lock()

@@ -274,6 +274,26 @@ def changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str
     return found
 
 
+def check_identity(saved: Any, ours: Mapping[str, Any], where: Path) -> None:
+    """Refuses results of another run: config.json may have been deleted or replaced.
+
+    Args:
+      saved: identity beside the results; anything else says nothing.
+      ours: that of the run.
+      where: the results are.
+
+    Raises:
+      UserError: the run is another one.
+    """
+    changed = changes(saved, ours) if isinstance(saved, dict) else []
+    if changed:
+        field, theirs, mine = changed[0]
+        raise UserError(
+            f"{where} belongs to a run with another config ({field}: {theirs!r} there, {mine!r} "
+            "now); choose another --workdir"
+        )
+
+
 MISSING = object()
 
 

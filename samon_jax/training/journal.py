@@ -1,7 +1,9 @@
 """What a run writes: its records, checkpoints and results, in a work directory of its own."""
 
+import contextlib
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -13,11 +15,11 @@ import samon_jax as samon
 from samon_jax import drawing, tasks
 from samon_jax.errors import UserError
 from samon_jax.processes import cluster
-from samon_jax.training.config import changes, identity
+from samon_jax.training.config import changes, check_identity, identity
 from samon_jax.training.run import Run
 from samon_jax.training.state import TrainState
 from samon_jax.training.step import StepMetrics
-from samon_jax.workdir import checkpoints, files
+from samon_jax.workdir import checkpoints, files, seal
 from samon_jax.workdir.checkpoints import Checkpoints
 from samon_jax.workdir.progress import Reporter, say
 
@@ -31,7 +33,8 @@ def claim(directory: Path, config: ConfigDict) -> None:
         differ.
 
     Raises:
-      UserError: the directory holds a run with another config, or cannot be written.
+      UserError: the directory holds a run with another config, or results of one whose config.json
+        is gone; or it cannot be written.
     """
     ours = json.loads(config.to_json())
     saved = files.read_config(directory)
@@ -47,6 +50,9 @@ def claim(directory: Path, config: ConfigDict) -> None:
             )
         if (directory / files.SUMMARY).exists() or saved == ours:
             return
+    else:  # before anything is written beside what another run left
+        for where, theirs in _identities(directory):
+            check_identity(theirs, identity(config), where)
     with files.writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     files.write_json(directory / files.CONFIG, ours)
@@ -64,7 +70,7 @@ def finished(run: Run, directory: Path) -> dict[str, Any] | None:
         return None
     if summary is None:
         return None
-    _check_identity(summary.get("identity"), run, directory / files.SUMMARY)
+    check_identity(summary.get("identity"), identity(run.config), directory / files.SUMMARY)
     say(f"{directory} is finished: {_result(run, summary)} after {summary['steps']} steps")
     return summary
 
@@ -88,7 +94,7 @@ def start_or_resume(run: Run, directory: Path) -> TrainState:
     if found is None:
         return run.devices.place(run.initial_state())
     where = directory / checkpoints.DIRECTORY / str(found.step)
-    _check_identity(found.identity, run, where)
+    check_identity(found.identity, identity(run.config), where)
     state = checkpoints.fit(found, run.template(), directory)
     checkpoints.set_aside_after(directory, found.step, say)
     return run.devices.place(state)
@@ -132,7 +138,7 @@ class Journal:
     ) -> None:
         step = int(state.step)
         self.run, self.directory, self._name = run, directory, name
-        self.records = files.trim_metrics(directory, step, say)
+        self.records = files.trim_metrics(directory, step, say, run.task.metrics)
         lacks = _lacks_record(self.records, step, run.steps_per_epoch)
         cluster.tell("again", lacks)
         if lacks:
@@ -158,7 +164,7 @@ class Journal:
         """Waits for the metrics of the steps up to `step`, checks all and shows the last.
 
         Raises:
-          UserError: a loss is not finite.
+          UserError: a loss, parameter or running statistic is not finite.
         """
         jax.block_until_ready(metrics)  # raises where memory is wanted; to read waits forever
         losses = np.asarray(metrics.loss)
@@ -288,17 +294,15 @@ def _result(run: Run, summary: dict[str, Any]) -> str:
     return f"{split} {run.task.show(own)}"
 
 
-def _check_identity(saved: Any, run: Run, where: Path) -> None:
-    """Refuses results of another run: config.json may have been deleted or replaced."""
-    if not isinstance(saved, dict):
-        return
-    changed = changes(saved, identity(run.config))
-    if changed:
-        field, theirs, mine = changed[0]
-        raise UserError(
-            f"{where} belongs to a run with another config ({field}: {theirs!r} there, {mine!r} "
-            "now); choose another --workdir"
-        )
+def _identities(directory: Path) -> Iterator[tuple[Path, Any]]:
+    """What summary and checkpoints say whose they are, as far as they can be read."""
+    with contextlib.suppress(UserError):
+        if summary := files.read_summary(directory):
+            yield directory / files.SUMMARY, summary.get("identity")
+    for step in checkpoints.saved_steps(directory)[::-1]:
+        where = directory / checkpoints.DIRECTORY / str(step)
+        if beside := seal.read_if_whole(where):
+            yield where, beside["identity"]
 
 
 def _lacks_record(records: list[dict[str, Any]], step: int, steps_per_epoch: int) -> bool:

@@ -127,7 +127,7 @@ def train_epochs(run: Run, state: TrainState, journal: Writes) -> TrainState:
             journal.epoch(state, rate, seconds, save=bool(due or last or signal_number))
             calls_made += 1
             signal_number = signal_number or must_stop(calls_made)  # or while it was evaluated
-            if signal_number and not last:
+            if signal_number:  # also after the last epoch: others may follow this run
                 journal.save(state)
                 _exit(signal_number, step, journal)
     return state

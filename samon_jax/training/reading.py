@@ -1,9 +1,10 @@
 """Reads a run from its work directory: builds the model and reads, and trains nothing."""
 
+import functools
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from samon_jax.errors import UserError
 from samon_jax.tasks.task import Task, Variables
 from samon_jax.tasks.translation import Translation
 from samon_jax.training import devices as devices_room
-from samon_jax.training.config import check_fields, default_config
+from samon_jax.training.config import check_fields, check_identity, default_config, identity
 from samon_jax.training.devices import Devices
 from samon_jax.workdir import checkpoints, files
 from samon_jax.workdir.progress import say
@@ -62,29 +63,42 @@ def load_config(directory: Path) -> ConfigDict:
 
 
 def read(
-    directory: Path, which: str = "newest", overrides: Mapping[str, Any] | None = None
+    directory: Path,
+    which: str = "newest",
+    overrides: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = say,
 ) -> Trained:
     """The model of a run, finished or not.
 
     Args:
       directory: its work directory.
-      which: "newest" or "best" checkpoint.
+      which: "newest", "best" or "last" checkpoint; the last is that of a finished run's last step
+        and no other.
       overrides: values of fields of its config, among `config.EVAL_FIELDS`.
+      tell: receives a line for every checkpoint that cannot be read.
 
     Raises:
-      UserError: there is no run, or no checkpoint that can be read or fits the model; or a value is
-        not allowed.
+      UserError: there is no run, or no checkpoint that can be read or fits the model, or it was
+        written by a run with another config; or a value is not allowed.
     """
     config = load_config(directory)
+    trained_with = identity(config)
     if config.data.dir and not Path(config.data.dir).is_dir() and "TFDS_DATA_DIR" in os.environ:
         config.data.dir = ""  # the run comes from another machine
     if overrides:
         config.update_from_flattened_dict(overrides)
         check_fields(config)
     task = tasks.create(config, directory)
-    found = checkpoints.restore(directory, which=which, say=say)
+    newest_or_best = "newest" if which == "last" else which
+    found = checkpoints.restore(directory, which=newest_or_best, say=tell)
     if found is None:
         raise UserError(f"workdir={str(directory)!r} holds no checkpoint yet")
+    check_identity(found.identity, trained_with, directory / checkpoints.DIRECTORY)
+    if which == "last" and found.step != (files.read_summary(directory) or {}).get("steps"):
+        raise UserError(
+            f"workdir={str(directory)!r}: the checkpoint of the last step is not there or cannot "
+            f"be read; there is one of step {found.step}"
+        )
     shapes = dict(jax.eval_shape(task.init, jax.random.key(0)))
     template = {"params": shapes.pop("params"), "model_state": shapes}
     saved = checkpoints.fit(found, template, directory)
@@ -98,7 +112,7 @@ def evaluate_checkpoint(
 
     Args:
       directory: work directory of the run; its config is read from there.
-      which: "newest" or "best" checkpoint.
+      which: checkpoint, as for `read`.
       overrides: values of fields among `config.EVAL_FIELDS`. If the run's `data.dir` is gone and
         none is given here, TFDS_DATA_DIR counts.
       split: of its data set.
@@ -139,7 +153,8 @@ def translate(
     Raises:
       UserError: there is no run, or one of another task.
     """
-    trained = read(directory, which, overrides)
+    to_stderr = functools.partial(print, file=sys.stderr)  # what is translated goes to stdout
+    trained = read(directory, which, overrides, to_stderr)
     if not isinstance(trained.task, Translation):
         raise UserError(
             f"workdir={str(directory)!r} holds a run of task={trained.config.task!r}, which does "

@@ -63,7 +63,7 @@ def evaluate_shifts(
     Args:
       directory: work directory of the run, whose data have ImageNet's classes.
       names: keys of `SETS`.
-      which: "newest" or "best" checkpoint.
+      which: checkpoint, as for `reading.read`.
       overrides: values of fields among `config.EVAL_FIELDS`; `data.dir` is the TFDS directory of
         the sets, in which ObjectNet is a folder.
 
@@ -76,8 +76,7 @@ def evaluate_shifts(
     for name in names:
         if name not in SETS:
             raise UserError(f"--data={name} is not allowed; choose among {', '.join(SETS)}")
-    trained = read(directory, which)
-    trained.config.update_from_flattened_dict(overrides or {})
+    trained = read(directory, which, overrides)
     devices = devices_room.take(0)
     found: dict[str, Shift] = {}
     for name in names:
@@ -87,7 +86,8 @@ def evaluate_shifts(
             f"{100 * shift.accuracy:.2f} % among 1000 classes, {100 * shift.accuracy_own:.2f} % "
             f"among its {shift.classes}"
         )
-    saved = files.read_json(directory / FILE) or {}
+    saved = files.read_json(directory / FILE)
+    saved = saved if isinstance(saved, dict) else {}
     results = {name: shift._asdict() | {"step": trained.step} for name, shift in found.items()}
     files.write_json(directory / FILE, saved | results)
     return found
@@ -158,7 +158,7 @@ def _logits(
     logits, labels = [], []
     for raw in examples.batches:
         valid = raw["valid"]
-        logits.append(np.asarray(program(variables, devices.shard(raw)))[valid])
+        logits.append(devices.to_host(program(variables, devices.shard(raw)))[valid])
         labels.append(raw["labels"][valid])
     return np.concatenate(logits), np.concatenate(labels)
 

@@ -1,12 +1,10 @@
 """Checkpoints: the newest few and the best, each with a checksum, written in the background."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import textwrap
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +17,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from samon_jax._fields import Field, integer
 from samon_jax.errors import UserError
+from samon_jax.workdir import seal
 from samon_jax.workdir.files import writing
 
 PyTree = Any
 
 DIRECTORY = "checkpoints"
 UNREADABLE = "unreadable_checkpoints"
-FORMAT = 2  # of the tree and of the values beside it
 
 # How TensorStore's ValueErrors say that the system refused to write.
 _REFUSED = "OS error|No space left|Error writing|Permission denied|"
@@ -67,16 +65,6 @@ def leaves_by_name(tree: PyTree) -> dict[str, Any]:
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
-
-
-def checksum(leaves: Mapping[str, Any]) -> int:
-    """CRC-32 over names, shapes, dtypes and bytes of all leaves, in the order of their names."""
-    crc = 0
-    for name in sorted(leaves):
-        array = np.ascontiguousarray(leaves[name])
-        crc = zlib.crc32(f"{name}{array.shape}{array.dtype}".encode(), crc)
-        crc = zlib.crc32(array.tobytes(), crc)
-    return crc
 
 
 class Checkpoints:
@@ -132,7 +120,7 @@ class Checkpoints:
             return
         leaves = {n: np.asarray(x) for n, x in leaves_by_name(jax.device_get(state)).items()}
         _check_finite(leaves, step)
-        beside = dict(format=FORMAT, crc32=checksum(leaves), score=score, identity=self._identity)
+        beside = seal.write(leaves, score, self._identity)
         with self._writing():
             self._manager.save(
                 step,
@@ -204,17 +192,18 @@ def restore(
     if not order:
         return None
     if which == "best":
-        scores = {step: _score(workdir, step) for step in order}
-        order = [step for step in order if scores[step] is not None]
+        said = {step: seal.read_if_whole(workdir / DIRECTORY / str(step)) for step in order}
+        scores = {step: of["score"] for step, of in said.items() if of is not None}
+        order = [step for step in order if isinstance(scores.get(step), float)]
         order.sort(key=lambda step: (scores[step], step), reverse=True)
     failures: list[tuple[int, str]] = []
     for step in order:
         try:
             found = read(workdir, step)
-        except UserError:
+        except (UserError, MemoryError):  # these say nothing about the files
             raise
         except Exception as error:  # whatever a damaged file makes of Orbax's readers
-            reason = str(error) if isinstance(error, _DamagedError) else type(error).__name__
+            reason = str(error) if isinstance(error, seal.DamagedError) else type(error).__name__
             failures.append((step, reason))
             continue
         for bad, reason in failures:
@@ -283,10 +272,6 @@ def saved_steps(workdir: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-class _DamagedError(Exception):
-    """A checkpoint that can be parsed but is not what was saved."""
-
-
 def read(workdir: Path, step: int) -> Found:
     """Reads the checkpoint of a step.
 
@@ -295,8 +280,8 @@ def read(workdir: Path, step: int) -> Found:
       Exception: of many kinds, where it is damaged.
     """
     directory = (workdir / DIRECTORY / str(step)).absolute()
-    beside = json.loads(_json_item(directory).read_text())
-    if beside.get("format") != FORMAT:
+    beside = seal.read(directory)
+    if beside["format"] != seal.FORMAT:
         raise UserError(
             f"checkpoint of step {step} in {workdir / DIRECTORY} was written by another version of "
             "samon_jax, which must read it"
@@ -307,8 +292,8 @@ def read(workdir: Path, step: int) -> Found:
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         leaves = checkpointer.restore(directory / "state", args=ocp.args.StandardRestore())
     leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    if checksum(leaves) != beside["crc32"]:
-        raise _DamagedError("checksum differs")
+    if seal.checksum(leaves) != beside["crc32"]:
+        raise seal.DamagedError("checksum differs")
     return Found(step, leaves, beside["identity"], beside["score"])
 
 
@@ -331,18 +316,6 @@ def _read_every_value(directory: Path) -> None:
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{directory}/"}).result()
     keys = store.list().result()
     if not keys:
-        raise _DamagedError("no values")
+        raise seal.DamagedError("no values")
     for key in keys:
         store.read(key).result()
-
-
-def _score(workdir: Path, step: int) -> float | None:
-    try:
-        score = json.loads(_json_item(workdir / DIRECTORY / str(step)).read_text())["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return score if isinstance(score, float) else None
-
-
-def _json_item(directory: Path) -> Path:
-    return directory / "checksum" / "metadata"

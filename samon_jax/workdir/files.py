@@ -5,7 +5,7 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,10 @@ def append_metrics(workdir: Path, record: dict[str, Any]) -> None:
 
 
 def trim_metrics(
-    workdir: Path, step: int, say: Callable[[str], None] | None = None
+    workdir: Path,
+    step: int,
+    say: Callable[[str], None] | None = None,
+    names: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Drops the records after `step`, which the resumed run is about to repeat.
 
@@ -208,11 +211,13 @@ def trim_metrics(
       workdir: of the run.
       step: of the checkpoint that the run resumes from.
       say: as for `read_metrics`.
+      names: what a record must hold besides; one that does not is damaged.
 
     Returns:
       The records that stay.
     """
-    kept = [record for record in read_metrics(workdir, say) if record["step"] <= step]
+    found = read_metrics(workdir, say)
+    kept = [record for record in found if record["step"] <= step and set(names) <= set(record)]
     if (workdir / METRICS).exists():
         write_text(workdir / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
     return kept

@@ -23,6 +23,7 @@ from samon_jax.errors import UserError
 LOCK = ".lock"
 BEAT_SECONDS = 5.0
 DEAD_SECONDS = 30.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
@@ -30,6 +31,7 @@ def locked(directory: Path, say: Callable[[str], None] = print) -> Iterator[None
     """Holds the lock of a work directory; reading a run needs none.
 
     Where nothing can be written there is nothing to guard: whoever then writes says why it fails.
+    On a file system that has no locks, the owner's sign of life is all there is.
 
     Args:
       directory: created if missing.
@@ -51,14 +53,19 @@ def locked(directory: Path, say: Callable[[str], None] = print) -> Iterator[None
     path = directory / LOCK
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = _open(path)
-    except OSError:
+        descriptor, held = _open(path)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM) and os.access(directory, os.W_OK):
+            raise UserError(
+                f"{path} cannot be opened ({error.strerror}): it is another user's, who may work "
+                "there; choose another --workdir, or remove the file"
+            ) from None
         yield
         return
     ended = threading.Event()
     try:
         with contextlib.suppress(OSError):  # of a full disk
-            _check_other_hosts(directory, descriptor, say)
+            _check_owner(directory, descriptor, held, say)
             _write(descriptor)
         beat = threading.Thread(target=_beat, args=(descriptor, ended), daemon=True)
         beat.start()
@@ -81,14 +88,16 @@ def text(directory: Path) -> str | None:
         return None
 
 
-def _open(path: Path) -> int:
-    """The file, which no other process of this host holds from now on."""
+def _open(path: Path) -> tuple[int, bool]:
+    """The file, and whether no other process of this host can hold it from now on."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner = _owner(descriptor)
+            if error.errno in _NO_LOCKS:
+                return descriptor, False
             os.close(descriptor)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise _in_use(path.parent, owner) from None
@@ -96,14 +105,14 @@ def _open(path: Path) -> int:
         # Whoever held it may have removed the file in between: then this is no longer the file.
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
+                return descriptor, True
         os.close(descriptor)
 
 
-def _check_other_hosts(directory: Path, descriptor: int, say: Callable[[str], None]) -> None:
+def _check_owner(directory: Path, descriptor: int, held: bool, say: Callable[[str], None]) -> None:
     """Raises a UserError if a run of another host is alive; waits for a sign of life if need be."""
     owner = _owner(descriptor)
-    if owner.get("host") in (None, socket.gethostname()):
+    if not owner or (held and owner.get("host") == socket.gethostname()):
         return
     seen = _touched(directory)
     age = _clock(directory) - seen

@@ -42,7 +42,7 @@ def run(photographs, images_and_labels, monkeypatch):
         params=jnp.asarray(weights),
         normalizer=lambda: None,
     )
-    monkeypatch.setattr(imagenet_measures.trained, "load", lambda directory: run)
+    monkeypatch.setattr(imagenet_measures.trained, "load", lambda directory, which: run)
     monkeypatch.setattr(imagenet_measures, "_AT_ONCE", 6)
     return run
 

@@ -111,6 +111,10 @@ def test_curves(tmp_path, monkeypatch):
     curve = curves.over_epochs(result, held_back)
     np.testing.assert_allclose(curve.values, [[10, 20], [20, 30]])
     assert curve.per_epoch == 78 * 2e12
+    # A finished run whose records are damaged has no curve, and the others have theirs.
+    (tmp_path / "1/metrics.jsonl").write_text("{}")
+    curve = curves.over_epochs(result, held_back)
+    np.testing.assert_allclose(curve.values, [[10, 20]])
     empty = curves.Result(cells["SAM-ON"], {}, None, "not finished")
     assert curves.over_epochs(empty, held_back) is None
     drawn = {}

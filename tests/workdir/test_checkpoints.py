@@ -11,12 +11,12 @@ from samon_jax.errors import UserError
 from samon_jax.workdir import checkpoints
 from samon_jax.workdir.checkpoints import (
     Checkpoints,
-    checksum,
     fit,
     leaves_by_name,
     restore,
     saved_steps,
 )
+from samon_jax.workdir.seal import checksum
 
 ACCURACIES = {10: 0.9, 20: 0.95, 30: 0.6, 40: None, 50: 0.7}
 
@@ -161,6 +161,7 @@ def test_only_what_the_system_refuses_is_a_write_error(tmp_path, monkeypatch, er
 def test_a_checkpoint_of_another_version_is_not_called_damaged(workdir):
     file = workdir / checkpoints.DIRECTORY / "50" / "checksum" / "metadata"
     content = json.loads(file.read_text())
+    del content["own_crc32"]  # which that version did not write
     file.write_text(json.dumps(content | {"format": 1}))
     with pytest.raises(UserError, match=r"step 50 .* written by another version") as error:
         restore(workdir)
@@ -217,6 +218,17 @@ def test_wrong_values_with_intact_files_are_noticed(workdir):
     said = []
     assert read(workdir, say=said.append)[1] == 40
     assert "checksum differs" in said[0]
+
+
+@pytest.mark.parametrize("change", [{"format": 3}, {"score": 2.0}, {"identity": {"seed": 1}}])
+def test_what_is_beside_the_values_is_checked_too(workdir, change):
+    file = workdir / checkpoints.DIRECTORY / "50" / "checksum" / "metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    said = []
+    assert read(workdir, say=said.append)[1] == 40
+    assert "step 50" in said[0]
+    assert "checksum differs" in said[0]
+    assert read(workdir, which="best", say=said.append)[1] == 20
 
 
 def test_best_falls_back_to_the_next_best(workdir):

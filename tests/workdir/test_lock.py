@@ -1,5 +1,6 @@
 """One run at a time in a work directory: on one host, across hosts, after a death."""
 
+import errno
 import json
 import os
 import signal
@@ -134,4 +135,29 @@ def test_a_full_disk_is_for_whoever_writes_to_say(tmp_path, monkeypatch):
         pytest.raises(UserError, match="in use by another run"),
         locked(tmp_path),
     ):
+        pass
+
+
+def test_without_locks_of_the_file_system_the_sign_of_life_counts(tmp_path, monkeypatch):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "DEAD_SECONDS", 2.0)
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match="is in use by process"),
+        locked(tmp_path),
+    ):
+        pass
+
+
+def test_the_lock_of_another_user(tmp_path, monkeypatch):
+    def refuse(path, flags, mode=0):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(lock.os, "open", refuse)
+    said = r"\.lock cannot be opened \(Permission denied\): it is another user's"
+    with pytest.raises(UserError, match=said), locked(tmp_path):
         pass

@@ -37,10 +37,10 @@ _BASE: Fields = {
 
 
 def accuracy_on_test_images(directory: Path) -> float:
-    """Test accuracy of a finished run that was watched on held-back images, from its checkpoint."""
+    """Test accuracy of a finished run that was watched on held-back images, after its last step."""
     from samon_jax.training.reading import evaluate_checkpoint
 
-    return evaluate_checkpoint(directory, "newest", {"data.held_back": 0})["test_accuracy"]
+    return evaluate_checkpoint(directory, "last", {"data.held_back": 0})["test_accuracy"]
 
 
 _ACCURACY = Metric("accuracy", "test accuracy (%)", 0.01, accuracy_on_test_images)
