@@ -38,6 +38,19 @@ def check_transform(name: str, value: Any) -> None:
         )
 
 
+def check_inner(ascent: Any) -> None:
+    """Raises a UserError unless `ascent` is a transform whose ε follows the gradient it is given.
+
+    Wrapped, a single pass would no longer be known as one, and be paid for with two.
+    """
+    check_transform("ascent", ascent)
+    if isinstance(ascent, SinglePass):
+        raise UserError(
+            "ascent is a single_pass, which is not allowed here; make it the outermost: "
+            "single_pass(stochastic_perturbation(ascent, ...))"
+        )
+
+
 def check_function(name: str, value: Any) -> None:
     """Raises a UserError unless `value` can be called."""
     if not callable(value):

@@ -71,11 +71,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not 0 < args.minutes < float("inf"):
         raise UserError(f"--minutes={args.minutes:g} is not allowed; it must be above 0")
-    if args.data is None and args.only == "cifar":
-        raise UserError("--only=cifar needs --data=<folder or .npz>")
     if args.data is not None:
         cifar_data.find(args.data)  # said now and not when its turn comes
-    args.only = tuple(filter(None, args.only.split(","))) or plan.PARTS
+    args.only = tuple(filter(None, args.only.split(",")))
+    if args.data is None and "cifar" in args.only:
+        raise UserError("--only=cifar needs --data=<folder or .npz>")
+    args.only = args.only or plan.PARTS
     for part in args.only:
         if part not in plan.PARTS:
             raise UserError(f"--only={part} is not allowed; choose from {', '.join(plan.PARTS)}")
@@ -109,20 +110,22 @@ def run(args: argparse.Namespace) -> int:
         return _status(report, before, args.minutes)
 
     timer = budget.stop_then(last_words)
-    for job in plan.jobs(args.tiny, args.data):
-        if job.part not in args.only or report.find(job.key):
-            continue
-        if budget.over:
-            report.say(f"the time is over; left for another call, first of all: {job.key}")
-            break
-        current = job.key
-        try:
-            job.run(report, budget)
-        except UserError:
-            raise
-        except Exception as error:  # one result is missing; the next may be there
-            report.say(f"{job.key}: {device.reason(error)}")
-    timer.cancel()
+    try:
+        for job in plan.jobs(args.tiny, args.data):
+            if job.part not in args.only or report.find(job.key):
+                continue
+            if budget.over:
+                report.say(f"the time is over; left for another call, first of all: {job.key}")
+                break
+            current = job.key
+            try:
+                job.run(report, budget)
+            except UserError:
+                raise
+            except Exception as error:  # one result is missing; the next may be there
+                report.say(f"{job.key}: {device.reason(error)}")
+    finally:
+        timer.cancel()
     return _status(report, before, args.minutes)
 
 

@@ -14,6 +14,7 @@ from benchmarks.accelerator import cifar_data
 from benchmarks.accelerator.budget import Budget
 from benchmarks.accelerator.cifar_runs import METHODS, Plan, Runs
 from benchmarks.accelerator.report import Report, Result, number, table
+from samon_jax.errors import UserError
 
 # Epochs that a method is trained before it is another's turn.
 TURN = 5
@@ -44,7 +45,10 @@ def run(data: Path, plan: Plan, report: Report, budget: Budget) -> None:
         everything.append((runs, saved))
     resident = test = None
     last: dict[str, float] = {}  # seconds of an epoch; the first one compiles, too
-    while waiting := [(runs, saved) for runs, saved in everything if not runs.done]:
+    failed: set[str] = set()
+    while waiting := [
+        (runs, saved) for runs, saved in everything if not runs.done and runs.name not in failed
+    ]:
         runs, saved = min(waiting, key=lambda pair: pair[0].epochs_done)
         if budget.left < MARGIN * last.get(runs.name, 0.0) or budget.over:
             report.say(f"cifar: the minutes end before another epoch of {runs.name} would")
@@ -53,10 +57,15 @@ def run(data: Path, plan: Plan, report: Report, budget: Budget) -> None:
             resident = runs.devices.replicate(runs.source.resident)
             test = runs.devices.replicate(runs.source.evaluation("test").resident)
         runs.start()
-        for _ in range(min(TURN, plan.epochs - runs.epochs_done)):
-            last[runs.name] = runs.train_epoch(resident, test)
-            if budget.left < MARGIN * last[runs.name]:
-                break
+        try:
+            for _ in range(min(TURN, plan.epochs - runs.epochs_done)):
+                last[runs.name] = runs.train_epoch(resident, test)
+                if budget.left < MARGIN * last[runs.name]:
+                    break
+        except UserError as error:  # it diverged; the others go on
+            report.say(f"cifar: {error}")
+            failed.add(runs.name)
+            continue
         runs.save(saved)
         if runs.done:
             runs.export(report.out / "runs")

@@ -1,5 +1,6 @@
 """Part 2: what m-sharpness, several seeds at once and AutoAugment on the device cost."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 import samon_jax as samon
 from benchmarks import steps, timing
+from benchmarks.accelerator import device
 from benchmarks.accelerator.budget import Budget
 from benchmarks.accelerator.report import Report, Result, number, table
 from benchmarks.accelerator.speed import ROUND_SECONDS, ROUNDS, TIMING_SHARE, Setting
@@ -19,6 +21,7 @@ PyTree = Any
 SEEDS = 3
 _MEAN, _STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 _Call = Callable[[int], float]
+_Maker = Callable[[], _Call]
 
 
 def m_sharpness(setting: Setting, report: Report, budget: Budget) -> None:
@@ -33,37 +36,39 @@ def m_sharpness(setting: Setting, report: Report, budget: Budget) -> None:
                 rows[label] = steps.sharp(
                     label, loss_fn, params, mask, 1e-3, m=m if parts > 1 else None
                 )
-    calls = {
-        name: timing.Program(step, params, images, labels, donate=True)
+    makers: dict[str, _Maker] = {
+        name: functools.partial(timing.Program, step, params, images, labels, donate=True)
         for name, step in rows.items()
-        if not budget.over
     }
-    _report("m-sharpness by vmap", setting, calls, "SGD", report, budget)
+    _report("m-sharpness by vmap", setting, makers, "SGD", report, budget)
 
 
 def seeds_at_once(setting: Setting, report: Report, budget: Budget) -> None:
     """A step of three seeds in one program against three steps of one seed."""
     model, params, images, labels, loss_fn = _problem(setting)
-    calls: dict[str, _Call] = {}
+
+    def alone(step: steps.Step) -> _Call:
+        one = timing.Program(step, params, images, labels, donate=True)
+        return lambda length: SEEDS * one(length)
+
+    def together(step: steps.Step) -> _Call:
+        keys = jax.random.split(jax.random.key(3), SEEDS)
+        several = jax.jit(jax.vmap(lambda key: model.init(key, images[:2], train=False)))(keys)
+        state = jax.tree.map(lambda x: jnp.stack([x] * SEEDS), step.state)
+        stacked = (jnp.stack([x] * SEEDS) for x in (images, labels))
+        vectorized = steps.Step(step.name, jax.vmap(step.step), state)
+        return timing.Program(vectorized, several["params"], *stacked, donate=True)
+
+    makers: dict[str, _Maker] = {}
     for step in (
         steps.plain(loss_fn, params, 1e-3),
         steps.sharp("SAM-ON", loss_fn, params, samon.only_norm, 1e-3),
     ):
-        one = timing.Program(step, params, images, labels, donate=True)
-        keys = jax.random.split(jax.random.key(3), SEEDS)
-        several = jax.jit(jax.vmap(lambda key: model.init(key, images[:2], train=False)))(keys)
-        state = jax.tree.map(lambda x: jnp.stack([x] * SEEDS), step.state)
-        together = steps.Step(step.name, jax.vmap(step.step), state)
-        stacked = (jnp.stack([x] * SEEDS) for x in (images, labels))
-        program = timing.Program(together, several["params"], *stacked, donate=True)
-        calls[f"{step.name}, {SEEDS} seeds, one after the other"] = _times(one, SEEDS)
-        calls[f"{step.name}, {SEEDS} seeds at once"] = program
+        name = f"{step.name}, {SEEDS} seeds"
+        makers[f"{name}, one after the other"] = functools.partial(alone, step)
+        makers[f"{name} at once"] = functools.partial(together, step)
     base = f"SGD, {SEEDS} seeds, one after the other"
-    _report("Seeds at once", setting, calls, base, report, budget)
-
-
-def _times(call: _Call, count: int) -> _Call:
-    return lambda length: count * call(length)
+    _report("Seeds at once", setting, makers, base, report, budget)
 
 
 def auto_augment(setting: Setting, report: Report, budget: Budget) -> None:
@@ -81,14 +86,13 @@ def auto_augment(setting: Setting, report: Report, budget: Budget) -> None:
         return steps.Step("", step, jnp.zeros(raw.shape, setting.dtype))
 
     start = jnp.zeros((), jnp.int32)
-    calls: dict[str, _Call] = {
-        "a step of SGD": timing.Program(
-            steps.plain(loss_fn, params, 1e-3), params, images, labels, donate=True
-        ),
-        "crop, flip, normalization": timing.Program(prepared(False), start, raw, labels),
-        "the same with AutoAugment": timing.Program(prepared(True), start, raw, labels),
+    plain, make = steps.plain(loss_fn, params, 1e-3), functools.partial
+    makers: dict[str, _Maker] = {
+        "a step of SGD": make(timing.Program, plain, params, images, labels, donate=True),
+        "crop, flip, normalization": make(timing.Program, prepared(False), start, raw, labels),
+        "the same with AutoAugment": make(timing.Program, prepared(True), start, raw, labels),
     }
-    _report("AutoAugment on the device", setting, calls, "a step of SGD", report, budget)
+    _report("AutoAugment on the device", setting, makers, "a step of SGD", report, budget)
 
 
 def _problem(setting: Setting) -> tuple[Any, PyTree, jax.Array, jax.Array, Callable[..., Any]]:
@@ -101,15 +105,26 @@ def _problem(setting: Setting) -> tuple[Any, PyTree, jax.Array, jax.Array, Calla
 def _report(
     title: str,
     setting: Setting,
-    calls: dict[str, Any],
+    makers: dict[str, _Maker],
     base: str,
     report: Report,
     budget: Budget,
 ) -> None:
-    lengths = {}
-    for name, call in calls.items():
-        call(2)
-        lengths[name] = max(1, min(50, round(ROUND_SECONDS / max(call(2), 1e-6))))
+    """Times the rows that can be made; why another one cannot be is said, and the next one runs."""
+    calls, lengths = dict[str, _Call](), dict[str, int]()
+    for name, make in makers.items():
+        if budget.over and calls:
+            report.say(f"{title}: the time is over; left out: {name}")
+            continue
+        try:
+            call = make()
+            call(2)
+            lengths[name] = max(1, min(50, round(ROUND_SECONDS / max(call(2), 1e-6))))
+            calls[name] = call
+        except Exception as error:
+            if name == base:
+                raise  # there is nothing to compare with
+            report.say(f"{title}, {name}: {device.reason(error)}")
     runs: list[_Call] = [
         lambda n, call=call, length=lengths[name]: call(n * length)  # type: ignore[misc]
         for name, call in calls.items()

@@ -48,12 +48,13 @@ class Report:
 
     def _read(self) -> list[Result]:
         path = self.out / "results.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
         try:
+            lines = path.read_text().splitlines() if path.exists() else []
             found = [json.loads(line) for line in lines]
-            assert all({"kind", "key", "device"} <= set(result) for result in found)
-        except (ValueError, TypeError, AssertionError):
-            raise UserError(f"{path} holds something else; move it away") from None
+        except (OSError, ValueError, RecursionError):
+            found = [None]
+        if not all(isinstance(r, dict) and {"kind", "key", "device"} <= set(r) for r in found):
+            raise UserError(f"{path} holds something else; move it away")
         return found
 
     def find(self, key: str) -> Result | None:

@@ -16,7 +16,6 @@ from benchmarks.accelerator.budget import Budget
 from benchmarks.accelerator.peer import Peer, PeerError
 from benchmarks.accelerator.report import Report, Result, number, table
 
-PEER_METHODS = ("SGD", "SAM", "SAM-ON")
 # Methods of PyTorch to ours that do the same.
 SAME = {"SGD": "SGD", "SAM": "SAM-all", "SAM-ON": "SAM-ON"}
 # Times of rows are averaged over steps that take so long together.
@@ -121,7 +120,7 @@ def _peer_rows(
         return []
     opened.callback(peer.close)
     rows = []
-    for method in PEER_METHODS:
+    for method in SAME:
         about: dict[str, Any] = {"name": method, "framework": f"PyTorch {peer.version}"}
         try:
             built = peer.ask(

@@ -11,7 +11,7 @@ def create(name: str, classes: int) -> nn.Module:
     """A network by its name in `samon_jax.models`, for NCHW images.
 
     Raises:
-      KeyError: there is no counterpart; all_names() lists those there are.
+      KeyError: there is no counterpart; the message names it.
     """
     if name.startswith("wrn-"):
         depth, width = map(int, name.split("-")[1:])

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-METHODS = ("SGD", "SAM", "SAM-ON")
 MOMENTUM = 0.9
 RHO = 0.5
 
@@ -22,7 +21,7 @@ class Trainer:
 
     Args:
       network: on the device.
-      method: of `METHODS`.
+      method: "SGD", "SAM" or "SAM-ON".
       images: [N, C, H, W].
       labels: [N].
       dtype: of the computation; weights are float32.

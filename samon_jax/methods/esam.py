@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samon_jax._checks import Ascent, check_function, check_transform
+from samon_jax._checks import Ascent, check_function, check_inner
 from samon_jax._fields import Field, number
 from samon_jax._passes.calls import take_apart
 from samon_jax._passes.examples import count_examples, positions, share_of
@@ -71,7 +71,7 @@ def stochastic_perturbation(
       Du et al. 2022, Efficient Sharpness-aware Minimization for Improved Training of Neural
       Networks, section 3.1 (stochastic weight perturbation).
     """
-    check_transform("ascent", ascent)
+    check_inner(ascent)
     FIELDS["esam_beta"].check("beta", beta)
 
     def init(params: PyTree) -> StochasticState:

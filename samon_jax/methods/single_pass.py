@@ -57,7 +57,7 @@ def single_pass(
     thing we differ: their buffer is the base optimizer's, with its weight decay; v_t here is of the
     loss gradients alone, for ε does not know the optimizer. With AdamW they use its first moment,
     which is v_t with β = b1 up to its length. But for the sign and rounding, "momentum" and
-    "average" give the same ε.
+    "average" give the same ε, except with `operator="fisher"`, which is not blind to lengths.
 
     In the first step ε = 0. A step costs what SGD's does. `value_and_grad` returns the loss (and
     aux) at w + ε: that at w is not known. With `axis_name` the averaged gradient is remembered, so

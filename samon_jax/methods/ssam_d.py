@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samon_jax._checks import Ascent, check_transform
+from samon_jax._checks import Ascent, check_inner
 from samon_jax._fields import Field, integer, number
 from samon_jax._passes.collectives import pmean
 from samon_jax._passes.m_sharpness import AxisName
@@ -67,7 +67,7 @@ def ssam_d(
     References:
       Mi et al. 2022, algorithm 2 (SSAM-D).
     """
-    check_transform("ascent", ascent)
+    check_inner(ascent)
     SPARSITY("sparsity", sparsity)
     FIELDS["drop"].check("drop", drop)
     integer(1)("total_updates", total_updates)

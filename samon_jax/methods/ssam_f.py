@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samon_jax._checks import Ascent, check_transform
+from samon_jax._checks import Ascent, check_inner
 from samon_jax._fields import Field, integer
 from samon_jax._passes.collectives import pmean
 from samon_jax._passes.examples import count_examples
@@ -57,7 +57,7 @@ def ssam_f(
       Mi et al. 2022, Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation
       Approach, algorithm 1 (SSAM-F); Table 5 of the SAM-ON paper.
     """
-    check_transform("ascent", ascent)
+    check_inner(ascent)
     SPARSITY("sparsity", sparsity)
 
     def init(params: PyTree) -> SparseState:

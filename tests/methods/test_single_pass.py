@@ -9,6 +9,7 @@ import pytest
 import samon_jax as samon
 from samon_jax import methods
 from samon_jax._passes.footprint import footprint
+from samon_jax.errors import UserError
 from tests import reference
 from tests.several_devices import over_devices
 
@@ -218,3 +219,20 @@ def test_from_the_config():
         with pytest.raises(samon.UserError, match=rf"sam\.{field}=.* with sam\.direction='mom"):
             methods.check(fields | {"mask": "all", field: value})
     assert "against the momentum, β = 0.5" in methods.describe(fields, epochs=1, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda ascent: samon.ssam_f(ascent, 0.5, jax.random.key(0)),
+        lambda ascent: samon.ssam_d(ascent, 0.5, jax.random.key(0), total_updates=9),
+        lambda ascent: samon.stochastic_perturbation(ascent, 0.5, jax.random.key(0)),
+    ],
+)
+def test_it_is_the_outermost(wrap):
+    """Wrapped, it would silently cost two passes."""
+    ascent = samon.variant("sam", 0.1)
+    with pytest.raises(UserError, match="make it the outermost"):
+        wrap(samon.single_pass(ascent))
+    params = {"w": jnp.ones(3)}
+    assert samon.single_pass(wrap(ascent)).init(params).memory["w"].shape == (3,)
