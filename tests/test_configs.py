@@ -1,11 +1,16 @@
 """The config files against the papers."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from configs import cifar, digits
 from samon_jax.errors import UserError
-from samon_jax.training.cli import override
+from samon_jax.training.cli import load_config, override
 from samon_jax.training.config import check, get
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_every_option_of_cifar_is_read():
@@ -120,3 +125,24 @@ def test_digits_compares_four_methods_over_five_seeds():
     assert list(config.compare.methods) == ["SGD", "SAM-all", "SAM-ON", "no-norm"]
     check(config)
     assert digits.get_config().compare.seeds == 0
+
+
+COMMANDS = sorted(
+    {
+        name.rstrip("`,;.)")
+        for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.*"), ROOT / "main.py"]
+        if path.suffix in {".md", ".py", ".sh", ".sbatch", ".yaml"}
+        for name in re.findall(r"--config=(configs/[^\s\\\"\]\[<…]+)", path.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize("argument", COMMANDS)
+def test_configs_that_the_guides_name_can_be_loaded(argument, monkeypatch):
+    """Also those of the job files, which nobody starts here."""
+    monkeypatch.chdir(ROOT)
+    assert check(load_config(argument)) is None
+
+
+def test_the_guides_name_configs():
+    assert len(COMMANDS) > 10

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from samon_jax.data.streamed import Record
 from samon_jax.errors import UserError
 
@@ -14,7 +16,9 @@ SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
 
 
 class FolderRecords:
-    """Pictures of a folder, sorted by class and name; only their names are held in memory.
+    """Pictures of a folder; only their names are held in memory.
+
+    Their order is random but always the same, so that the first ones are of all classes.
 
     Args:
       directory: has a sub-folder for each class.
@@ -47,6 +51,10 @@ class FolderRecords:
                 f"data.dir: the classes in {str(directory)!r} hold no pictures "
                 f"({', '.join(SUFFIXES)})"
             )
+
+        order = np.random.default_rng(0).permutation(len(self._names))
+        self._labels = [self._labels[i] for i in order]
+        self._names = [self._names[i] for i in order]
 
     def __len__(self) -> int:
         """How many pictures there are."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samon_jax.data.folder import FolderRecords, class_names
+from samon_jax.data.imagenet_records import NUM_CLASSES
 from samon_jax.data.streamed import Record
 from samon_jax.errors import UserError
 
@@ -58,6 +59,11 @@ def accepted_classes(mappings: Path) -> dict[str, tuple[int, ...]]:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{mappings / _NAMES} or {_IDS} cannot be used: {error}") from error
     labels = {name.strip(): label_of_line[i] for i, name in enumerate(lines) if i in label_of_line}
+    for file, content in ((_FOLDERS, folders), (_OBJECTS, objects)):
+        if not all(isinstance(value, str) for value in content.values()):
+            raise UserError(f"{mappings / file} cannot be used: it holds something else than names")
+    if not all(0 <= label < NUM_CLASSES for label in labels.values()):
+        raise UserError(f"{mappings / _IDS} cannot be used: labels must be 0 to {NUM_CLASSES - 1}")
     folder_of = {name: folder for folder, name in folders.items()}
     found: dict[str, tuple[int, ...]] = {}
     for name, classes in objects.items():

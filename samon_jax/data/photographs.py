@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from samon_jax.data.prepare_imagenet import prepare
+from samon_jax.errors import UserError
 
 # Synset -> photograph.
 CLASSES = {"n03877845": "palace", "n11939491": "daisy", "n03763968": "military uniform"}
@@ -88,7 +89,11 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1:
         print("usage: python -m samon_jax.data.photographs DATA_DIR", file=sys.stderr)
         return 2
-    counts = prepare_photographs(Path(argv[0]))
+    try:
+        counts = prepare_photographs(Path(argv[0]))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(", ".join(f"{count} pictures for {split}" for split, count in counts.items()))
     return 0
 

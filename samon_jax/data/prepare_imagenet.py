@@ -14,7 +14,7 @@ import io
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,7 +203,7 @@ def _from_folder(directory: Path) -> Iterator[Example]:
                 yield Example(path.name, path.read_bytes(), synset)
 
 
-def main(argv: list[str], prepare: Callable[..., dict[str, int]] = prepare) -> int:
+def main(argv: list[str]) -> int:
     """The command line; a mistake becomes one line on stderr and status 2."""
     parser = argparse.ArgumentParser(prog="python -m samon_jax.data.prepare_imagenet")
     parser.add_argument("source", type=Path, help="folder with the archives, or train and val")
@@ -211,7 +211,7 @@ def main(argv: list[str], prepare: Callable[..., dict[str, int]] = prepare) -> i
     arguments = parser.parse_args(argv)
     try:
         counts = prepare(arguments.source, arguments.data_dir)
-    except UserError as error:
+    except (UserError, OSError, tarfile.TarError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(", ".join(f"{count} pictures for {split}" for split, count in counts.items()))

@@ -13,6 +13,7 @@ brings its seed for them, so that they do not depend on the number of devices ei
 
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -121,6 +122,7 @@ class StreamedSource:
         self._devices, self._share = devices, share
         self._limits = limits or {}
         self.damaged: dict[str, str] = {}
+        self._naming = threading.Lock()
 
     @property
     def num_examples(self) -> int:
@@ -228,8 +230,10 @@ class StreamedSource:
             try:
                 return self._decode(record), record.label
             except pictures.UnreadableError as error:
-                if record.name not in self.damaged:
+                with self._naming:
+                    new = record.name not in self.damaged
                     self.damaged[record.name] = str(error)
+                if new:
                     _log.warning(
                         "picture %r cannot be decoded (%s) and is replaced by the next; %d so far",
                         record.name,

@@ -10,6 +10,7 @@ from samon_jax.analysis.robustness import robust_accuracy
 from samon_jax.data import pictures
 from samon_jax.data.imagenet_records import PreparedRecords
 from samon_jax.data.reader import resolve_data_dir
+from samon_jax.errors import UserError
 from samon_jax.paper.grid import Metric
 from samon_jax.training.shifts import evaluate_shifts
 
@@ -56,7 +57,10 @@ def _robustness(norm: str, radius: float, directory: Path) -> float:
         found = records.read(rows[start : start + _AT_ONCE].tolist())
         images = np.empty((len(found), *run.images.image_shape), np.uint8)
         for image, record in zip(images, found, strict=True):
-            pictures.write_centre(pictures.decode(record.data), data.eval_crop, image)
+            try:
+                pictures.write_centre(pictures.decode(record.data), data.eval_crop, image)
+            except pictures.UnreadableError as error:
+                raise UserError(f"picture {record.name!r} cannot be decoded: {error}") from None
         (result,) = robust_accuracy(
             run.apply,
             run.params,

@@ -5,6 +5,7 @@ small key-value store carries what is said here; arrays go from device to device
 """
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -28,6 +29,11 @@ from samon_jax.processes.watch import PREFIX
 # Longer than `watch.DEAD_SECONDS`, which names the dead; JAX's defaults are minutes.
 _HEARTBEAT_SECONDS = 40
 _SHUTDOWN_SECONDS = 30
+
+
+# JAX wants numbers that rise, also from one run of a comparison to the next: a signal between them
+# stops all processes at the number after the highest.
+_asked = itertools.count(1)
 
 
 class Given(NamedTuple):
@@ -84,8 +90,12 @@ def complete(given: Given, environment: Mapping[str, str] = os.environ) -> Given
     of_launcher = max(number("SLURM_STEP_NUM_TASKS") or 0, number("OMPI_COMM_WORLD_SIZE") or 0)
     several = bool(coordinator) or (processes or 0) > 1 or of_launcher > 1
     wanted = several if given.distributed is None else given.distributed
-    if wanted:
-        _check(coordinator, processes, process)
+    _check(coordinator, processes, process)
+    if given.process is not None and not wanted:
+        raise UserError(
+            f"--process_id={given.process} has no effect here; it needs --num_processes, or "
+            "--distributed where JAX detects the cluster"
+        )
     return Given(wanted, coordinator, processes, process, given.timeout)
 
 
@@ -122,14 +132,16 @@ def joined(given: Given) -> Iterator[None]:
         yield
         return
     _connect(given)
-    watching = watch.start(_client(), jax.process_index(), jax.process_count())
+    # Not from JAX's functions, which start the devices: they may be what fails.
+    us = distributed.global_state
+    watching = watch.start(_client(), us.process_id, us.num_processes)
     status: int | None = None
     try:
         yield
     except SystemExit as end:  # all of them end so: a signal asked for it
         status = end.code if isinstance(end.code, int) else 0
-    _set(f"done/{jax.process_index()}", "")
-    for process in range(jax.process_count()):
+    _set(f"done/{us.process_id}", "")
+    for process in range(us.num_processes):
         _wait_for(f"done/{process}")
     watching.set()
     jax.distributed.shutdown()
@@ -143,7 +155,7 @@ def fail(line: str, status: int, *, lost: bool = False) -> None:
     Not by raising: on its way out, Python would wait for the others for minutes.
 
     Args:
-      line: what went wrong; it is on stderr already.
+      line: what went wrong; it is on stderr already, unless `lost`.
       status: to end with.
       lost: what went wrong is that another process did not answer. Whoever watches knows which, or
         will soon; it ends the program.
@@ -153,7 +165,9 @@ def fail(line: str, status: int, *, lost: bool = False) -> None:
     with contextlib.suppress(Exception):
         if lost:
             time.sleep(watch.DEAD_SECONDS + 3)
-        watch.tell_failure(_client(), jax.process_index(), jax.process_count(), line, status)
+            print(f"error: {name()}{line}", file=sys.stderr)  # it was something else, then
+        us = distributed.global_state
+        watch.tell_failure(_client(), us.process_id, us.num_processes, line, status)
     _flush()
     os._exit(status)
 
@@ -161,7 +175,7 @@ def fail(line: str, status: int, *, lost: bool = False) -> None:
 def is_lost(error: BaseException) -> bool:
     """Whether an error looks as if another process did not answer."""
     words = ("Gloo", "gloo", "NCCL", "onnection", "peer", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    several = jax.distributed.is_initialized() and distributed.global_state.num_processes > 1
     return several and any(word in str(error) for word in words)
 
 
@@ -213,17 +227,17 @@ def collect(what: str, value: Any) -> list[Any] | None:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[int], int | None]]:
+def stop_requests() -> Iterator[Callable[[], int | None]]:
     """Within this context, signals ask a run to stop where it can continue.
 
     Yields:
-      A function of the number of calls of a program so far, to be asked after each, that gives the
-      signal because of which the run must stop now, or None. With several processes, a signal to
-      one of them stops all after the same call.
+      A function to be asked after each call of a program, which gives the signal because of which
+      the run must stop now, or None. With several processes, a signal to one of them stops all
+      after the same call.
     """
     if jax.process_count() == 1:
         with stop_signals() as received:
-            yield lambda calls: received[0] if received else None
+            yield lambda: received[0] if received else None
         return
 
     # JAX hears SIGTERM itself, unless Python has a handler for it.
@@ -233,8 +247,10 @@ def stop_requests() -> Iterator[Callable[[int], int | None]]:
     before = signal.signal(signal.SIGINT, as_sigterm)
     try:
         yield (
-            lambda calls: (
-                signal.SIGTERM if multihost_utils.reached_preemption_sync_point(calls) else None
+            lambda: (
+                signal.SIGTERM
+                if multihost_utils.reached_preemption_sync_point(next(_asked))
+                else None
             )
         )
     finally:
@@ -247,7 +263,8 @@ def _connect(given: Given) -> None:
         _reach(given.coordinator, given.timeout)
     # JAX itself would end the program with a stack trace of its own.
     where = f" at coordinator_address={given.coordinator}" if given.coordinator else ""
-    late = f"the {given.processes or 'other'} processes did not all arrive{where}"
+    who = f"process {given.process} on {socket.gethostname()}: " if given.process else ""
+    late = f"{who}the {given.processes or 'other'} processes did not all arrive{where}"
     guard = threading.Timer(given.timeout, watch.end, (f"{late} within {given.timeout} s", 2))
     guard.daemon = True
     guard.start()

@@ -3,7 +3,7 @@
     python -m samon_jax.processes.local 2 -- python main.py --config=configs/digits.py ...
 
 Each gets a share of the machine's simulated CPU devices, and JAX's variables. A signal goes to all
-of them; the status is that of the first that failed.
+of them; the status is that of the first by number that failed.
 """
 
 import contextlib

@@ -44,12 +44,12 @@ def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
     score = tasks.create(config).score
     scores: dict[str, list[float]] = {name: [] for name in configs}
     seeds = range(config.seed, config.seed + config.compare.seeds)
-    # Of several processes, the first one writes.
-    alone = locked(directory, say) if jax.process_index() == 0 else contextlib.nullcontext()
-    with alone:
+    first = jax.process_index() == 0  # of several processes, this one writes and says
+    with locked(directory, say) if first else contextlib.nullcontext():
         for chosen in [list(seeds)] if at_once_pays() else [[seed] for seed in seeds]:
             for name, method in configs.items():
-                say(f"{name}, seed {', '.join(map(str, chosen))}")
+                if first:
+                    say(f"{name}, seed {', '.join(map(str, chosen))}")
                 results = train_all(
                     [with_seed(method, seed) for seed in chosen],
                     [directory / name / f"seed{seed}" for seed in chosen],
@@ -58,12 +58,13 @@ def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
                     if isinstance(result, UserError):
                         raise result
                     scores[name].append(result[score])
-        table = markdown_table(scores, score)
-        files.write_text(directory / "compare.md", table)
-        files.write_json(directory / "compare.json", _statistics(scores, score))
-        with files.writing(directory / "compare.png"):
-            drawing.comparison(scores, directory / "compare.png")
-    say(table)
+        if first:
+            table = markdown_table(scores, score)
+            files.write_text(directory / "compare.md", table)
+            files.write_json(directory / "compare.json", _statistics(scores, score))
+            with files.writing(directory / "compare.png"):
+                drawing.comparison(scores, directory / "compare.png")
+            say(table)
     return scores
 
 

@@ -256,20 +256,25 @@ def changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str
     """Differences that make a run another one than that of a work directory.
 
     The number of devices may change where `sam.m` says how many examples share an ε: what is
-    computed is then the same but for rounding, and for the draws of the augmentation.
+    computed is then the same but for rounding, for the draws of the augmentation and, where `m` is
+    more than a device's share, for statistics of BatchNorm, which are of one device's examples.
 
     Example:
       >>> changes({"num_devices": 4}, {"num_devices": 2})
       [('num_devices', 4, '2 (sam.m=0: an ε belongs to the examples of a device)')]
       >>> changes({"num_devices": 4, "sam.m": 16}, {"num_devices": 2, "sam.m": 16})
       []
+      >>> changes({"num_devices": 4, "sam.variant": "none"}, {"sam.variant": "none"})
+      [('num_devices', 4, '0 (statistics of BatchNorm belong to the examples of a device)')]
     """
     found = []
     for name, theirs, mine in differences(saved, ours):
         if name == "num_devices" and ours.get("sam.m"):
             continue
         if name == "num_devices":
-            mine = f"{mine} (sam.m=0: an ε belongs to the examples of a device)"
+            plain = ours.get("sam.variant") == methods.NO_PERTURBATION
+            what = "sam.m=0: an ε belongs" if not plain else "statistics of BatchNorm belong"
+            mine = f"{mine} ({what} to the examples of a device)"
         found.append((name, theirs, mine))
     return found
 

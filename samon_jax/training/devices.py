@@ -1,7 +1,7 @@
 """Where a run computes: the devices that share a batch, of one process or of many.
 
-Nothing else knows how many there are, whether the axis over them is `jax.pmap`'s or that of
-`jax.shard_map` under `jax.jit`, or whether parameters are divided among them.
+Task, Source and Method do not know how many there are, whether the axis over them is `jax.pmap`'s
+or that of `jax.shard_map` under `jax.jit`, or whether parameters are divided among them.
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import samon_jax
+from samon_jax import tasks
 from samon_jax.errors import UserError
 from samon_jax.processes import cluster
 from samon_jax.training.config import flat
@@ -21,7 +22,7 @@ from samon_jax.training.journal import measure
 from samon_jax.training.run import Run
 from samon_jax.training.state import TrainState
 from samon_jax.training.step import StepMetrics
-from samon_jax.workdir import checkpoints, lock
+from samon_jax.workdir import checkpoints, lock, seal
 
 VISIBLE_SECONDS = 10.0
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -79,13 +80,24 @@ def machine() -> dict[str, Any]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """Every field of the config, and the data."""
+    """Every field of the config, the data, and what the task keeps, such as its vocabulary."""
     fields = dict(flat(json.loads(run.config.to_json())))
     fields.pop("data.dir")
+    for name, content in tasks.files(run.task).items():
+        fields[name] = f"CRC-32 {zlib.crc32(content):08x}"
     crc = 0
     for leaf in jax.tree.leaves(run.source.resident):
         crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
     return fields | {"the data": f"{run.source.num_examples} examples, CRC-32 {crc:08x}"}
+
+
+def weights(run: Run, state: TrainState) -> dict[str, Any]:
+    """What training starts from, read from files that hosts may have of their own.
+
+    Every process has to call it.
+    """
+    leaves = checkpoints.leaves_by_name(run.devices.to_host(state.variables))
+    return {"the weights to start from": f"CRC-32 {seal.checksum(leaves):08x}"}
 
 
 def start(run: Run, directory: Path) -> tuple[TrainState | None, dict[str, Any] | None]:

@@ -27,12 +27,15 @@ FIELDS: dict[str, Field] = {
 _HEAD = "params/head/"
 
 
-def start_from(source: str, variables: dict[str, PyTree]) -> tuple[dict[str, PyTree], list[str]]:
+def start_from(
+    source: str, variables: dict[str, PyTree], data_dir: str | None = None
+) -> tuple[dict[str, PyTree], list[str]]:
     """Replaces initial variables by those of another run or a file.
 
     Args:
       source: value of `init_from`.
       variables: parameters and model state as initialized.
+      data_dir: value of `data.dir`, where `source` may lie.
 
     Returns:
       The variables, and a line for each thing that was not taken as it is.
@@ -42,7 +45,7 @@ def start_from(source: str, variables: dict[str, PyTree]) -> tuple[dict[str, PyT
     """
     path = Path(source).expanduser()
     if not path.exists():
-        path = resolve_data_dir(None) / source
+        path = resolve_data_dir(data_dir) / source
     if path.is_file():
         params, notes = augreg.load(path, variables["params"])
         return {**variables, "params": params}, notes

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from samon_jax.processes import cluster
-from samon_jax.training.follower import Follower, agree, machine, settings, start
+from samon_jax.training.follower import Follower, agree, machine, settings, start, weights
 from samon_jax.training.journal import Journal, Writes, claim, finished, flops_of, start_or_resume
 from samon_jax.training.run import Run, set_up
 from samon_jax.training.state import TrainState
@@ -54,6 +54,7 @@ def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
             return summary
         state = start_or_resume(run, directory)
         cluster.tell("start", {"step": int(state.step)})
+        agree("the weights", lambda: weights(run, state))
         with contextlib.closing(Journal(run, directory, state)) as journal:
             state = train_epochs(run, state, journal)
         summary = journal.finish(state, flops_of(run))
@@ -66,6 +67,7 @@ def _follow(run: Run, directory: Path) -> dict[str, Any]:
     state, summary = start(run, directory)
     if state is None:
         return summary or {}
+    agree("the weights", lambda: weights(run, state))
     follower = Follower(run, state)
     return follower.finish(train_epochs(run, state, follower))
 
@@ -88,7 +90,7 @@ def train_epochs(run: Run, state: TrainState, journal: Writes) -> TrainState:
     step = int(state.step)
     begin = time.perf_counter()
     with cluster.stop_requests() as must_stop:
-        calls_made, compiled = 0, set[str]()
+        compiled = set[str]()
         for epoch in range(step // run.steps_per_epoch, run.config.epochs):
             speed = _Speed()
             waiting: tuple[int, StepMetrics] | None = None
@@ -110,8 +112,7 @@ def train_epochs(run: Run, state: TrainState, journal: Writes) -> TrainState:
                         waiting = None
                         compiled.add(call.program)
                         speed.leave_out(call.steps, begin_call)
-                    calls_made += 1
-                    signal_number = must_stop(calls_made)
+                    signal_number = must_stop()
                     if signal_number and step % run.steps_per_epoch:
                         if waiting:
                             journal.steps(*waiting)
@@ -125,8 +126,7 @@ def train_epochs(run: Run, state: TrainState, journal: Writes) -> TrainState:
             seconds = time.perf_counter() - begin
             rate = speed.steps_per_second() * run.examples_per_step
             journal.epoch(state, rate, seconds, save=bool(due or last or signal_number))
-            calls_made += 1
-            signal_number = signal_number or must_stop(calls_made)  # or while it was evaluated
+            signal_number = signal_number or must_stop()  # or while it was evaluated
             if signal_number:  # also after the last epoch: others may follow this run
                 journal.save(state)
                 _exit(signal_number, step, journal)

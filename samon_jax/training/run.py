@@ -137,9 +137,10 @@ class Run:
         """The state before the first step, on the default device; weights of `init_from` if set."""
         state = self.programs.init(np.uint32(self.config.seed), np.float32(self.config.sam.rho))
         if source := self.config.init_from:
-            variables, notes = init_from.start_from(source, state.variables)
+            variables, notes = init_from.start_from(source, state.variables, self.config.data.dir)
             state = state.replace(params=variables.pop("params"), model_state=variables)
-            init_from.announce(source, notes)
+            if self.devices.is_writer:
+                init_from.announce(source, notes)
         return state
 
     def template(self) -> TrainState:

@@ -84,7 +84,11 @@ _RAW_WEIGHTS_NOTE = (
 )
 _DEVICES_NOTE = (
     "Table 8 has m = 128 on seven GPUs, together 896 examples: of eight devices seven are used, of "
-    "two or four one"
+    "two or four one; SGD, which has no m, takes all"
+)
+_STATISTICS_NOTE = (
+    "SGD has no m: its statistics of BatchNorm are those of a device's examples, 64 as the paper's "
+    "on eight devices alone"
 )
 
 
@@ -100,7 +104,7 @@ def tables() -> tuple[Table, ...]:
             "table2",
             "ResNet-50 on ImageNet",
             two,
-            (*common, _RUNS_NOTE, recipes.STD_NOTE),
+            (*common, _RUNS_NOTE, _STATISTICS_NOTE, recipes.STD_NOTE),
             stand_ins=_stand_ins("resnet-8b"),
         ),
         Table(
