@@ -152,6 +152,7 @@ def test_a_saved_value_that_is_not_allowed(workdir, capsys):
 @pytest.mark.parametrize(
     "command",
     [
+        RUN,
         (f"--config={ROOT}/configs/digits.py:compare",),
         ("--mode=reproduce", "--table=17"),
         ("--mode=reproduce", "--table=17", "--scale=smoke"),
@@ -247,6 +248,12 @@ def test_config_files_that_are_wrong(tmp_path, capsys, name):
     )
     assert call(f"--config={path}", f"--workdir={tmp_path / 'run'}") == 2
     one_line(capsys, "config.py", *words)
+
+
+@pytest.mark.parametrize("flag", ["--config=", "--config.data.dir="])
+def test_names_that_are_too_long(tmp_path, capsys, flag):
+    assert call(*RUN, f"{flag}{'x' * 300}", f"--workdir={tmp_path / 'run'}") == 2
+    one_line(capsys, "xxx")
 
 
 def test_numpy_numbers_in_a_config_file_are_numbers(finished, workdir, tmp_path):

@@ -36,7 +36,7 @@ def resolve_data_dir(data_dir: str | None) -> Path:
     Raises:
       UserError: the argument names nothing that exists; only the other two are made where needed.
     """
-    if data_dir and not Path(data_dir).expanduser().exists():
+    if data_dir and not os.path.exists(Path(data_dir).expanduser()):
         raise UserError(f"data.dir={data_dir!r} does not exist")
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -169,7 +168,7 @@ def load_config(argument: str) -> ConfigDict:
       UserError: there is no such file, or whatever it raised, in one line.
     """
     path, colon, options = argument.partition(":")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # also where the name is too long to be asked for
         raise UserError(f"--config={argument}: there is no file {path!r}")
     try:
         loader = SourceFileLoader("_samon_jax_config", path)
