@@ -9,12 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import tiny
 
 from samon_jax.errors import UserError
 from samon_jax.processes import cluster, local, watch
 from samon_jax.processes.cluster import Given, complete
+from samon_jax.training import follower
+from samon_jax.training.run import set_up
 from samon_jax.workdir import checkpoints
 
 HERE = Path(__file__).parent
@@ -257,3 +261,33 @@ def test_alone_nothing_happens():
         assert must_stop() is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert must_stop() == signal.SIGTERM
+
+
+def test_numbers_of_calls_rise_from_one_run_to_the_next(monkeypatch):
+    """A signal between two runs stops all processes at the number after the highest so far."""
+    numbers = []
+    monkeypatch.setattr(cluster.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        cluster.multihost_utils, "reached_preemption_sync_point", lambda n: numbers.append(n)
+    )
+    for _ in range(2):
+        with cluster.stop_requests() as must_stop:
+            assert must_stop() is must_stop() is None
+    assert numbers == list(range(numbers[0], numbers[0] + 4))
+
+
+def test_other_weights_are_noticed():
+    run = set_up(tiny.config())
+    states = [run.devices.place(run.initial_state()) for _ in range(2)]
+    facts = [follower.weights(run, state) for state in states]
+    assert facts[0] == facts[1]
+    params = jax.tree.map(lambda x: x + 1e-6, states[0].params)
+    assert follower.weights(run, states[0].replace(params=params)) != facts[0]
+
+
+@pytest.mark.parametrize(
+    "given", [Given(process=1), Given(process=0, processes=1), Given(processes=0)]
+)
+def test_flags_that_would_be_ignored(given):
+    with pytest.raises(UserError, match=r"--process_id|--num_processes=0"):
+        complete(given, {})

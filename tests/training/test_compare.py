@@ -2,7 +2,7 @@ import pytest
 import tiny
 
 from samon_jax.errors import UserError
-from samon_jax.training import compare
+from samon_jax.training import compare, sweep
 from samon_jax.training.reading import load_config
 from samon_jax.workdir import files
 
@@ -44,3 +44,21 @@ def test_comparison_with_an_unknown_field(tmp_path):
     with pytest.raises(UserError, match=r"compare\.methods\.x"):
         compare.compare(config, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_the_first_one_writes_and_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(
+        compare, "train_all", lambda configs, _: [{"test_accuracy": 0.5}] * len(configs)
+    )
+    config = tiny.config(compare__seeds=1, compare__methods={"SGD": {"variant": "none"}})
+    assert compare.compare(config, tmp_path) == {"SGD": [0.5]}
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_several_processes_train_one_run_after_the_other(monkeypatch):
+    monkeypatch.setattr(sweep.jax, "default_backend", lambda: "gpu")
+    assert sweep.at_once_pays()
+    monkeypatch.setattr(sweep.jax, "process_count", lambda: 2)
+    assert not sweep.at_once_pays()

@@ -49,7 +49,7 @@ _HELD_BACK_ACCURACY = Metric("test_accuracy", "accuracy on held-back images (%)"
 # Curves of what is measured after every epoch.
 _draw = functools.partial(curves.draw, of=_HELD_BACK_ACCURACY)
 
-_WIDE, _ALL = (0.5, 1, 2), (0.1, 0.5, 1)
+_WIDE, _ALL = (0.5, 1, 2), (0.05, 0.1, 0.2)
 
 
 class _Row(NamedTuple):
