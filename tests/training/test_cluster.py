@@ -85,6 +85,19 @@ def test_two_processes_do_what_two_devices_do(undisturbed, tmp_path):
     assert flops[0] == pytest.approx(flops[1], rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_so_they_do_under_jit_and_with_divided_parameters(tmp_path, fsdp):
+    more = f"sam__rho=0.1, devices__parallel='jit', devices__fsdp={fsdp}"
+    config = "from samon_jax.training import devices\ndevices._DIVIDED_ELEMENTS = 16\n"
+    config += CONFIG.replace("sam__rho=0.1", more)
+    assert finish(start(tmp_path / "two", config=config)) == [0, 0]
+    assert finish(start(tmp_path / "one", 1, devices=2, config=config)) == [0]
+    ours, theirs = leaves(tmp_path / "two"), leaves(tmp_path / "one")
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_one_process_writes(undisturbed):
     output = (undisturbed / "output").read_text()
     assert output.count("epoch 1/2") == output.count("finished:") == 1
