@@ -5,7 +5,8 @@ r"""ImageNet: Tables 2, 4 and 13 of the SAM-ON paper, with the settings of its T
 
 The recipes are resnet50, vit_s32 (with optimizer=adamw or lion) and finetune_vit_s16, which starts
 from init_from=<npz file of AugReg's ViT-S/16>, without it from random weights. Without `rho`, the
-published one. Any field can be overridden besides: --config.data.name=folder --config.data.dir=<own pictures>.
+published one. Any field can be overridden besides: --config.data.name=folder
+--config.data.dir=<own pictures>.
 
 What Table 8 does not say is as in timm 0.4.12's training script, whose defaults its first column
 equals: label smoothing, colour jitter, crops, learning rates before the warm-up and after the

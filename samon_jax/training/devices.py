@@ -157,6 +157,13 @@ class Devices:
             return self.replicate(state)
         return jax.tree.map(lambda x: _everywhere(x, self._layout(x)), state)
 
+    def make(self, init: Callable[..., PyTree], *arguments: Any) -> PyTree:
+        """`place(init(*arguments))`; what is divided is never whole on a device."""
+        if self.fsdp == 1:
+            return self.place(init(*arguments))
+        layouts = jax.tree.map(self._layout, jax.eval_shape(init, *arguments))
+        return jax.block_until_ready(jax.jit(init, out_shardings=layouts)(*arguments))
+
     def to_host(self, tree: PyTree) -> PyTree:
         """NumPy arrays of a replicated or placed pytree; every process has to call it."""
         jax.block_until_ready(tree)

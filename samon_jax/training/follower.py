@@ -18,7 +18,7 @@ from samon_jax import tasks
 from samon_jax.errors import UserError
 from samon_jax.processes import cluster
 from samon_jax.training.config import flat
-from samon_jax.training.journal import measure
+from samon_jax.training.journal import first_state, measure
 from samon_jax.training.run import Run
 from samon_jax.training.state import TrainState
 from samon_jax.training.step import StepMetrics
@@ -111,7 +111,7 @@ def start(run: Run, directory: Path) -> tuple[TrainState | None, dict[str, Any] 
     if "summary" in found:
         return None, found["summary"]
     if found["step"] == 0:
-        return run.devices.place(run.initial_state()), None
+        return first_state(run), None
     saved = checkpoints.read(directory, found["step"])
     return run.devices.place(checkpoints.fit(saved, run.template(), directory)), None
 

@@ -92,12 +92,20 @@ def start_or_resume(run: Run, directory: Path) -> TrainState:
         checkpoints.set_aside_after(directory, -1, say)
         found = None
     if found is None:
-        return run.devices.place(run.initial_state())
+        return first_state(run)
     where = directory / checkpoints.DIRECTORY / str(found.step)
     check_identity(found.identity, identity(run.config), where)
     state = checkpoints.fit(found, run.template(), directory)
     checkpoints.set_aside_after(directory, found.step, say)
     return run.devices.place(state)
+
+
+def first_state(run: Run) -> TrainState:
+    """The state before the first step, on every device."""
+    if run.config.init_from:
+        return run.devices.place(run.initial_state())
+    seed, rho = np.uint32(run.config.seed), np.float32(run.config.sam.rho)
+    return run.devices.make(run.programs.init, seed, rho)
 
 
 class Writes(Protocol):

@@ -8,11 +8,12 @@ import tiny
 
 from samon_jax.errors import UserError
 from samon_jax.training import devices, run
+from samon_jax.training.journal import first_state
 
 
 def walked(steps=3, **fields):
     trained = run.set_up(tiny.config(sam__rho=0.3, **fields))
-    state = trained.devices.place(trained.initial_state())
+    state = first_state(trained)
     for call in tiny.first_calls(trained, steps):
         state, _ = trained.programs.step(call.kind)((state, trained.resident), call.raw)
     return trained, state
@@ -48,6 +49,17 @@ def test_divided_parameters_do_the_same(mask, groups, monkeypatch):
         for state in (one, other)
     )
     assert np.abs(one - other).max() <= 1e-6 * np.abs(other).max()
+
+
+def test_the_first_state_is_made_where_it_lies(monkeypatch):
+    monkeypatch.setattr(devices, "_DIVIDED_ELEMENTS", 64)
+    fields = {"devices__parallel": "jit", "devices__fsdp": 2, "optimizer__name": "adamw"}
+    trained = run.set_up(tiny.config(num_devices=4, **fields))
+    ours, theirs = first_state(trained), trained.devices.place(trained.initial_state())
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert [x.sharding for x in jax.tree.leaves(ours)] == [
+        x.sharding for x in jax.tree.leaves(theirs)
+    ]
 
 
 def test_many_calls_may_be_queued():
