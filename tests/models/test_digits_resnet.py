@@ -15,7 +15,8 @@ def test_digits_resnet_exceeds_98_percent(tmp_path):
     epochs, batch_size = 8, 128
     dataset = data.load("digits", str(tmp_path))
     model = models.create("digits-resnet", dataset.num_classes)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 1)), train=False))
+    variables = init(jax.random.key(0))
     params, stats = variables["params"], variables["batch_stats"]
     steps = len(dataset.train.labels) // batch_size
     schedule = optax.warmup_cosine_decay_schedule(0, 0.1, steps, epochs * steps)
@@ -52,7 +53,7 @@ def test_digits_resnet_exceeds_98_percent(tmp_path):
                 dataset.train.images[batch],
                 dataset.train.labels[batch],
             )
-    logits = model.apply(
-        {"params": params, "batch_stats": stats}, normalized(dataset.test.images), train=False
-    )
+    trained = {"params": params, "batch_stats": stats}
+    apply = jax.jit(lambda images: model.apply(trained, normalized(images), train=False))
+    logits = apply(dataset.test.images)
     assert (np.asarray(logits).argmax(-1) == dataset.test.labels).mean() > 0.98
