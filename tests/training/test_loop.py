@@ -151,9 +151,10 @@ def test_the_same_config_gives_the_same_bits(finished, tmp_path):
     ("num_devices", "moments"),
     [
         # While the checkpoint of the first epoch is being written; in the second epoch; between the
-        # metrics and the checkpoint of an epoch; after the last step.
-        (1, ["save:1", "dispatch:8", "metrics:2", "plots:1"]),
-        pytest.param(1, ["dispatch:5", "", "dispatch:12"], marks=pytest.mark.slow),
+        # metrics and the checkpoint of an epoch.
+        (1, ["save:1", "dispatch:8", "metrics:2"]),
+        # And after the last step.
+        pytest.param(1, ["dispatch:5", "", "dispatch:12", "plots:1"], marks=pytest.mark.slow),
         pytest.param(8, ["save:1", "dispatch:8", ""], marks=pytest.mark.slow),
     ],
 )
