@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samon_jax._passes.collectives import pmean, psum
+from samon_jax._passes.collectives import means_and_counts
 from samon_jax.methods.method import Gradient, Method
 from samon_jax.tasks.task import Aux, Task
 from samon_jax.training.state import TrainState
@@ -85,9 +85,10 @@ def make_step(
         grads = parts.divide(found.grads)
         updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
         model_state = _next_model_state(parts, state, batch, found)
-        loss, model_state = pmean((found.loss, model_state), parts.axis_name)
         sums = {name: value.sum() for name, value in found.aux.sums.items()}
-        sums = psum(sums, parts.axis_name)
+        (loss, model_state), sums = means_and_counts(
+            (found.loss, model_state), sums, parts.axis_name
+        )
         first_of_epoch = state.step % parts.steps_per_epoch == 0
 
         def add(total: jax.Array, value: jax.Array) -> jax.Array:

@@ -61,7 +61,7 @@ def feed(run, epochs=1):
     ("fields", "steps", "steps_per_call"),
     [
         ({"sam__mask": "all", "sam__m": 32, "sam__sparse": "ssam_d"}, 20, 20),
-        (
+        pytest.param(
             {
                 "optimizer__name": "adamw",
                 "optimizer__lr": 1e-3,
@@ -70,6 +70,7 @@ def feed(run, epochs=1):
             },
             20,
             20,
+            marks=pytest.mark.slow,
         ),
         # Convolutions with kernels of their own for every seed; no loop, which is slow on CPU.
         ({"model": "digits-resnet", "batch_size": 16, "sam__mask": "only_norm"}, 3, 1),
