@@ -34,6 +34,7 @@ class Options:
 
     Attributes:
       select: the batch to how the examples of the second pass are chosen, or to None for all.
+      average: whether the gradients are averaged over the devices; False leaves it to the caller.
       why: the option because of which the examples must be known, for messages; None if none is.
     """
 
@@ -46,6 +47,7 @@ class Options:
     combine: Callable[[PyTree, PyTree], PyTree] | None = None
     ascent_fraction: float = 1.0
     select: Callable[[list[Any]], Choose | None] | None = None
+    average: bool = True
     why: str | None = None
 
 
@@ -221,7 +223,7 @@ def _finish(parts: Parts, passes: Passes, options: Options) -> tuple[Any, PyTree
     if options.combine is not None:
         clean = treedef.unflatten(parts.mean(passes.clean_grads))
         grads = treedef.flatten_up_to(options.combine(clean, treedef.unflatten(grads)))
-    if options.axis_name is not None:
+    if options.axis_name is not None and options.average:
         grads = pmean(grads, options.axis_name)
     loss = _end(passes.losses.mean(), parts.call.leaves)
     clean_aux, perturbed_aux = passes.aux

@@ -173,7 +173,7 @@ class StreamedSource:
                 draws = rng.random((self._batch_size, pictures.DRAWS))
                 seeds = rng.integers(2**32, size=self._batch_size, dtype=np.uint32)
                 own = self._share.of(order[step])
-                batch = {**self._empty(len(own)), "seeds": self._share.of(seeds)}
+                batch = {**self._batch(np.empty, len(own)), "seeds": self._share.of(seeds)}
                 yield _Work(fill, own, self._share.of(draws), batch)
 
         return self._in_threads(work())
@@ -204,7 +204,8 @@ class StreamedSource:
             for start in range(0, count, size):
                 own = self._share.of(np.arange(start, start + size))
                 valid = own < count
-                batch = {**self._empty(len(own)), "valid": valid}
+                # Rows that are not filled are black and of class 0.
+                batch = {**self._batch(np.zeros, len(own)), "valid": valid}
                 yield _Work(fill, own, valid, batch)
 
         return self._in_threads(work())
@@ -262,10 +263,9 @@ class StreamedSource:
             )
         return limit or available
 
-    def _empty(self, rows: int) -> dict[str, np.ndarray]:
-        # Rows that are not filled are black and of class 0.
-        images = np.zeros((rows, self._size, self._size, 3), np.uint8)
-        return {"images": images, "labels": np.zeros(rows, np.int32)}
+    def _batch(self, make: Callable[..., np.ndarray], rows: int) -> dict[str, np.ndarray]:
+        images = make((rows, self._size, self._size, 3), np.uint8)
+        return {"images": images, "labels": make(rows, np.int32)}
 
 
 class _Work(NamedTuple):

@@ -138,7 +138,8 @@ def from_fields(
       prefix: of the fields' names in messages.
 
     Returns:
-      The method. Its gradients average over `axis_name`, its losses and auxes are a device's own.
+      The method. Its losses and auxes are a device's own, and so are its gradients unless it
+      `averages`.
 
     Raises:
       UserError: a field is not allowed.
@@ -235,7 +236,7 @@ def _plain(axis_name: str | None) -> Method:
     def gradient(
         losses_fn: LossesFn, params: PyTree, state: PyTree, batch: PyTree, now: Now, kind: str
     ) -> Gradient:
-        return _plain_gradient(losses_fn, params, state, batch, axis_name)
+        return _plain_gradient(losses_fn, params, state, batch, axis_name, average=False)
 
     return Method(lambda params, now: (), gradient, lambda step: PLAIN, (PLAIN,))
 
@@ -255,7 +256,8 @@ def _cook(recipe: Recipe, fields: Fields, setting: Setting, prefix: str) -> Meth
         losses_fn: LossesFn, params: PyTree, state: PyTree, batch: PyTree, now: Now, kind: str
     ) -> Gradient:
         if kind == PLAIN:
-            return _plain_gradient(losses_fn, params, state, batch, setting.axis_name)
+            axis_name, average = setting.axis_name, recipe.averages
+            return _plain_gradient(losses_fn, params, state, batch, axis_name, average)
         fn = recipe.passes[kind](losses_fn, recipe.ascent(now), recipe.options)
         (loss, aux), grads, state = fn(params, state, batch)
         clean, sharp = aux if recipe.options.aux_from == "both" else (aux, aux)
@@ -268,16 +270,21 @@ def _cook(recipe: Recipe, fields: Fields, setting: Setting, prefix: str) -> Meth
 
     always = len(perturbed) == setting.epochs
     kinds = (*(() if always else (PLAIN,)), *recipe.passes)
-    return Method(init, gradient, kind, kinds, recipe.period)
+    return Method(init, gradient, kind, kinds, recipe.period, recipe.averages)
 
 
 def _plain_gradient(
-    losses_fn: LossesFn, params: PyTree, state: PyTree, batch: PyTree, axis_name: str | None
+    losses_fn: LossesFn,
+    params: PyTree,
+    state: PyTree,
+    batch: PyTree,
+    axis_name: str | None,
+    average: bool,
 ) -> Gradient:
-    """The gradient at w of the mean loss, averaged over the devices; the state stays."""
+    """The gradient at w of the mean loss, averaged over the devices or not; the state stays."""
     if axis_name is not None:
         params = jax.tree.map(lambda leaf: vary(leaf, axis_name), params)
     (loss, aux), grads = jax.value_and_grad(mean_of(losses_fn), has_aux=True)(params, batch)
-    if axis_name is not None:
+    if axis_name is not None and average:
         grads = pmean(grads, axis_name)
     return Gradient(loss, aux, aux, grads, state)

@@ -54,6 +54,7 @@ class Recipe(NamedTuple):
       init: transform and parameters to the state.
       due: perturbed steps done to the kind of the next one.
       period: after so many perturbed steps, kinds repeat; rare ones need not.
+      averages: whether the passes average over the devices, because they go on with the mean.
     """
 
     ascent: Callable[[Now], optax.GradientTransformation]
@@ -62,6 +63,7 @@ class Recipe(NamedTuple):
     init: Callable[[optax.GradientTransformation, PyTree], PyTree]
     due: Callable[[int], str]
     period: int = 1
+    averages: bool = False
 
 
 def keys_of(now: Now) -> jax.Array:

@@ -258,7 +258,7 @@ def _build(recipe: Recipe, fields: Fields, setting: Setting) -> Recipe:
     if beta < 1:
         recipe = recipe._replace(ascent=thinned)
     if gamma < 1:
-        recipe = recipe._replace(passes=recipe.passes | {SHARP: on_selected})
+        recipe = recipe._replace(passes=recipe.passes | {SHARP: on_selected}, averages=True)
     return recipe
 
 

@@ -265,7 +265,7 @@ def _build(recipe: Recipe, fields: Fields, setting: Setting) -> Recipe:
         SHARP: lambda losses_fn, ascent, options: look(losses_fn, ascent, options).sharp,
         REUSE: lambda losses_fn, ascent, options: look(losses_fn, ascent, options).plain,
     }
-    return recipe._replace(passes=passes, init=init, due=due, period=every)
+    return recipe._replace(passes=passes, init=init, due=due, period=every, averages=True)
 
 
 _OF_WHOLE_BATCH = "the direction that is reused must come from the whole batch"

@@ -41,7 +41,7 @@ class Gradient(NamedTuple):
         at w, but for methods whose only pass is at w + ε.
       aux: of the pass at w; every leaf has a leading axis [parts] where `m` splits the batch.
       perturbed_aux: of the pass at w + ε, if the method was told to keep it; else `aux` itself.
-      grads: the gradient to descend with, averaged over all devices.
+      grads: the gradient to descend with, averaged over all devices if the method averages.
       state: the method's, after the step.
     """
 
@@ -77,6 +77,8 @@ class Method(NamedTuple):
       kind: the number of steps done to the kind of the next one, a Python function of an int.
       kinds: all that `kind` can return.
       period: number of perturbed steps after which their kinds repeat, rare ones aside.
+      averages: whether gradients are averaged over the devices already, because the method needs
+        the mean itself; else the caller does it, together with what else it averages.
     """
 
     init: Callable[[PyTree, Now], PyTree]
@@ -84,3 +86,4 @@ class Method(NamedTuple):
     kind: Callable[[int], str]
     kinds: tuple[str, ...]
     period: int = 1
+    averages: bool = False

@@ -238,6 +238,7 @@ def plain_sam(fields: Fields, setting: Setting) -> Recipe:
         reuse_prefix=fields["reuse_prefix"],
         aux_from="clean" if fields["batch_stats"] == "clean" else "both",
         ascent_fraction=fields["ascent_fraction"],
+        average=False,
     )
     return Recipe(
         ascent=ascent,

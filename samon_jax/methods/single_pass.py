@@ -146,7 +146,7 @@ def _build(recipe: Recipe, fields: Fields, setting: Setting) -> Recipe:
     def ascent(now: Now) -> SinglePass:
         return single_pass(inner(now), fields["direction"], decay=fields["direction_decay"])
 
-    return recipe._replace(ascent=ascent)
+    return recipe._replace(ascent=ascent, averages=True)
 
 
 def _describe(fields: Fields) -> list[str]:

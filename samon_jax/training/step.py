@@ -82,12 +82,9 @@ def make_step(
         found: Gradient = parts.method.gradient(
             losses_fn, state.params, state.method_state, batch, state.now, kind
         )
-        grads = parts.divide(found.grads)
-        updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
-        model_state = _next_model_state(parts, state, batch, found)
-        sums = {name: value.sum() for name, value in found.aux.sums.items()}
-        (loss, model_state), sums = means_and_counts(
-            (found.loss, model_state), sums, parts.axis_name
+        grads, loss, model_state, sums = _of_all_devices(parts, state, batch, found)
+        updates, opt_state = parts.optimizer.update(
+            parts.divide(grads), state.opt_state, state.params
         )
         first_of_epoch = state.step % parts.steps_per_epoch == 0
 
@@ -139,6 +136,18 @@ def _losses(parts: Parts, state: TrainState) -> Callable[..., tuple[jax.Array, A
         return parts.task.losses(variables, batch, train)
 
     return losses_fn
+
+
+def _of_all_devices(
+    parts: Parts, state: TrainState, batch: PyTree, found: Gradient
+) -> tuple[PyTree, jax.Array, PyTree, dict[str, jax.Array]]:
+    """Gradient, loss and running statistics, averaged over the devices, and the sums."""
+    means = [found.loss, _next_model_state(parts, state, batch, found)]
+    if not parts.method.averages:
+        means.append(found.grads)
+    sums = {name: jnp.sum(value) for name, value in found.aux.sums.items()}
+    (loss, model_state, *grads), sums = means_and_counts(means, sums, parts.axis_name)
+    return grads[0] if grads else found.grads, loss, model_state, sums
 
 
 def _next_model_state(parts: Parts, state: TrainState, batch: PyTree, found: Gradient) -> PyTree:

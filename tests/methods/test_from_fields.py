@@ -186,7 +186,7 @@ def test_devices_share_the_information_of_their_examples(how):
 
     def step(params, state, x, y):
         found = method.gradient(losses_fn, params, state, (x, y), NOW, RENEW)
-        return found.loss, found.grads, found.state
+        return found.loss, jax.lax.pmean(found.grads, "batch"), found.state
 
     state = method.init(params, NOW)
     _, _, state = over_devices(step, how, params, state, x, y, devices=2, axis_name="batch")

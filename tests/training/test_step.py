@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 from tiny import assert_trees_close, batch_rows, first_calls, in_one_call, start, trained, walk
 
 from samon_jax import methods
+from samon_jax._passes import collectives
 from samon_jax.methods import PLAIN, SHARP
 from samon_jax.training.run import set_up
 
@@ -283,3 +284,17 @@ def test_masks_select_what_their_names_say(mask, selected):
         np.testing.assert_allclose(share, 0.25, atol=0.01)
     else:
         assert moved == selected
+
+
+@pytest.mark.parametrize(
+    ("fields", "reductions"),
+    [({"variant": "none"}, 1), ({"variant": "sam"}, 1), ({"direction": "momentum"}, 2)],
+)
+def test_between_cpu_processes_a_step_waits_for_one_reduction(monkeypatch, fields, reductions):
+    """Each costs milliseconds there. What follows the momentum needs its gradient before."""
+    monkeypatch.setattr(collectives, "_is_slow", lambda: True)
+    run = set_up(tiny.config(num_devices=2, **{f"sam__{k}": v for k, v in fields.items()}))
+    raw = first_calls(run)[0].raw
+    (kind,) = run.programs.parts.method.kinds
+    lowered = run.programs.step(kind).lower((run.template(), run.resident), raw)
+    assert lowered.as_text().count("all_reduce") == reductions
