@@ -229,6 +229,11 @@ def test_values_that_go_nowhere(tmp_path, monkeypatch, capsys, arguments, words)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_split_of_sets_that_have_one(capsys):
+    assert call("--mode=eval", "--workdir=w", "--data=imagenet_a", "--split=val") == 2
+    one_line(capsys, "--split=val has no effect with --data")
+
+
 CONFIGS = {
     "eta of text": ("config.sam.eta = 'x'", ("eta",)),
     "rho_min of text": ("config.sam.rho_min = 'x'", ("rho_min",)),

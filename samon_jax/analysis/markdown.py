@@ -48,12 +48,12 @@ def _overview(records: Records, which: str) -> str:
             f"{r['epochs']}",
             f"{r['step']}",
             _with_paper(100 * r["test_accuracy"], r["paper_test_accuracy"], "{:.2f}", 100)
-            if "test_accuracy" in r
+            if r["task"] == "classification"
             else r["result"],
         ]
         for r in records
     ]
-    accuracies = all("test_accuracy" in r for r in records)
+    accuracies = all(r["task"] == "classification" for r in records)
     result = "test accuracy (%)" if accuracies else "on the test set"
     head = ["run", "data", "model", "perturbation", "epochs", "step", result]
     printed = [f"{r['name']}: {r['paper_source']}" for r in records if r["matches_paper"]]

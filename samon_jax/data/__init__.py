@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from samon_jax._fields import Field, boolean, integer, number, one_of, text
 from samon_jax.data import imagenet, text_source
-from samon_jax.data.dataset import Dataset, Description, Split
+from samon_jax.data.dataset import SPLITS, Dataset, Description, Split
 from samon_jax.data.noise import make_noise
 from samon_jax.data.part import stratified_part
 from samon_jax.data.reader import read_digits, read_prepared, resolve_data_dir
@@ -218,6 +218,15 @@ def _shortened(dataset: Dataset, data: Any) -> Dataset:
     return Dataset(dataset.description, read)
 
 
+def _of_two_splits(name: str, read: Callable[[Path, str], Split]) -> Callable[[Path, str], Split]:
+    def checked(data_dir: Path, split: str) -> Split:
+        if split not in SPLITS:  # of which TFDS's error would look like damage
+            raise UserError(f"data set {name!r} has no split {split!r}; it has train and test")
+        return read(data_dir, split)
+
+    return checked
+
+
 def _noise(num_classes: int) -> Callable[[Path, str], Split]:
     return lambda data_dir, split: make_noise(num_classes)[split]
 
@@ -245,6 +254,10 @@ _READERS: dict[str, tuple[Description, Callable[[Path, str], Split]]] = {
     ),
     "random10": (Description("random10", 10, _RGB, *_UNIFORM), _noise(10)),
     "random100": (Description("random100", 100, _RGB, *_UNIFORM), _noise(100)),
+}
+_READERS = {
+    name: (description, _of_two_splits(name, read))
+    for name, (description, read) in _READERS.items()
 }
 for _name, (_description, _read) in _READERS.items():
     register(_name, resident_set(_description, _read))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from samon_jax.data.reader import open_prepared, with_tfds
 from samon_jax.data.streamed import Record
 from samon_jax.errors import UserError
 
@@ -36,14 +37,7 @@ class PreparedRecords:
     def __init__(self, name: str, data_dir: Path, split: str) -> None:
         import tensorflow_datasets as tfds  # takes a while
 
-        builder = tfds.builder(name, data_dir=data_dir)
-        if not (Path(builder.data_path) / "dataset_info.json").is_file():
-            raise UserError(f"data set {name!r} is not in {data_dir}; {_how_to(name, data_dir)}")
-        if not tfds.core.FileFormat.with_random_access() & builder.info.available_file_formats():
-            raise UserError(
-                f"data set {name!r} in {builder.data_path} has a format that needs TensorFlow; "
-                f"move it away, then {_how_to(name, data_dir)}"
-            )
+        builder = open_prepared(name, data_dir, _how_to(name, data_dir))
         self._name = name
         self._split = _TEST_SPLIT.get(name, split) if split == "test" else split
         if self._split not in builder.info.splits:
@@ -76,14 +70,9 @@ class PreparedRecords:
 
 
 def _how_to(name: str, data_dir: Path) -> str:
-    python, to = shlex.quote(sys.executable), shlex.quote(str(data_dir))
-    if name == "imagenet2012":
-        return (
-            f"prepare it with: {python} -m samon_jax.data.prepare_imagenet "
-            f"<folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar> {to}"
-        )
+    if name != "imagenet2012":
+        return with_tfds(name, data_dir)
     return (
-        f"prepare it with: {python} -m pip install '.[prepare]' && {python} -c "
-        f'"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={str(data_dir)!r}, '
-        "file_format='array_record').download_and_prepare()\""
+        f"{shlex.quote(sys.executable)} -m samon_jax.data.prepare_imagenet <folder with "
+        f"ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar> {shlex.quote(str(data_dir))}"
     )

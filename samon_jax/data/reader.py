@@ -55,32 +55,8 @@ def read_prepared(name: str, data_dir: Path, splits: Sequence[str] = SPLITS) -> 
     Raises:
       UserError: the data set is not there, is damaged, or has a format that needs TensorFlow.
     """
-    import tensorflow_datasets as tfds
-
-    python = shlex.quote(sys.executable)
-    prepare = (
-        f"{python} -m pip install '.[prepare]' && "
-        f'{python} -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record')"
-        '.download_and_prepare()"'
-    )
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # what a damaged dataset_info.json makes of TFDS and protobuf
-        raise UserError(
-            f"data set {name!r} in {data_dir} is damaged ({_one_line(error)}); move it away and "
-            f"prepare it with: {prepare}"
-        ) from error
-    if not _is_prepared(builder):
-        raise UserError(f"data set {name!r} is not in {data_dir}; prepare it with: {prepare}")
-    random_access = tfds.core.FileFormat.with_random_access()
-    formats = builder.info.available_file_formats()
-    if not random_access & formats:
-        found = ", ".join(sorted(f.value for f in formats)) or "unknown"
-        raise UserError(
-            f"data set {name!r} in {builder.data_path} has the format {found}, which needs "
-            f"TensorFlow; move it away and prepare it with: {prepare}"
-        )
+    prepare = with_tfds(name, data_dir)
+    builder = open_prepared(name, data_dir, prepare)
     files = [file for file in Path(builder.data_path).iterdir() if file.is_file()]
     path = cache.cache_dir() / f"{name}-{builder.version}-{cache.fingerprint(files)}.npz"
     try:
@@ -93,6 +69,49 @@ def read_prepared(name: str, data_dir: Path, splits: Sequence[str] = SPLITS) -> 
             f"data set {name!r} in {builder.data_path} is damaged ({_one_line(error)}); "
             f"move it away and prepare it with: {prepare}"
         ) from error
+
+
+def with_tfds(name: str, data_dir: Path) -> str:
+    """The command by which TFDS prepares a data set so that it can be read without TensorFlow."""
+    python = shlex.quote(sys.executable)
+    return (
+        f"{python} -m pip install '.[prepare]' && "
+        f'{python} -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record')"
+        '.download_and_prepare()"'
+    )
+
+
+def open_prepared(name: str, data_dir: Path, prepare: str) -> Any:
+    """TFDS's builder of a data set that is on disk.
+
+    Args:
+      name: of the data set in TFDS.
+      data_dir: TFDS directory.
+      prepare: the command that prepares it.
+
+    Raises:
+      UserError: the data set is not there, is damaged, or has a format that needs TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # what a damaged dataset_info.json makes of TFDS and protobuf
+        raise UserError(
+            f"data set {name!r} in {data_dir} is damaged ({_one_line(error)}); move it away and "
+            f"prepare it with: {prepare}"
+        ) from error
+    if not _is_prepared(builder):
+        raise UserError(f"data set {name!r} is not in {data_dir}; prepare it with: {prepare}")
+    formats = builder.info.available_file_formats()
+    if not tfds.core.FileFormat.with_random_access() & formats:
+        found = ", ".join(sorted(f.value for f in formats)) or "unknown"
+        raise UserError(
+            f"data set {name!r} in {builder.data_path} has the format {found}, which needs "
+            f"TensorFlow; move it away and prepare it with: {prepare}"
+        )
+    return builder
 
 
 def read_digits(data_dir: Path, splits: Sequence[str] = SPLITS) -> dict[str, Split]:

@@ -1,6 +1,7 @@
 """Source of sentence pairs: batches by length, streamed as small arrays of sub-words."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -251,18 +252,20 @@ def source_of(config: Any, devices: int, share: Share) -> TextSource:
       UserError: files are missing or damaged, or a field does not fit the text.
     """
     fields = config.translation
-    if config.batch_size % devices:
-        raise UserError(
-            f"batch_size={config.batch_size} is not allowed; it must be a multiple of the "
-            f"{devices} devices"
-        )
+    for field in ("part", "held_back"):
+        if config.data[field]:
+            raise UserError(
+                f"data.{field}={config.data[field]} is not allowed with task='translation', whose "
+                "sentences have no classes; it must be 0"
+            )
     return TextSource(
         reader(config),
         vocabulary_of(config),
         tokens=fields.batch_tokens,
         eval_tokens=fields.eval_tokens,
         shapes=fields.shapes,
-        multiple=config.batch_size,
+        # Of training already; an evaluation may have other devices.
+        multiple=math.lcm(config.batch_size, devices),
         max_length=fields.max_length,
         share=share,
     )

@@ -229,8 +229,11 @@ class Runs:
                 if (trained := self._trained(cell, *run)) is not None:
                     trained.measure(cell.metric)
                     trained.value(cell.metric)
-            except UserError as error:  # of this metric, not of the run
-                self._errors[self._key(cell, *run) + cell.metric.name] = str(error)
+            except (UserError, jax.errors.JaxRuntimeError) as error:  # of this metric, not the run
+                line = str(error)
+                if not isinstance(error, UserError):
+                    line = failure.one_line(error, cell_config(cell, *run, self._epochs))
+                self._errors[self._key(cell, *run) + cell.metric.name] = line
 
     def _train(self, table: Table, cell: Cell, group: Sequence[tuple[float, int]]) -> None:
         configs = [cell_config(cell, *run, self._epochs) for run in group]

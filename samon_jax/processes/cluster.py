@@ -91,6 +91,10 @@ def complete(given: Given, environment: Mapping[str, str] = os.environ) -> Given
     several = bool(coordinator) or (processes or 0) > 1 or of_launcher > 1
     wanted = several if given.distributed is None else given.distributed
     _check(coordinator, processes, process)
+    if given.timeout < 1:
+        raise UserError(
+            f"--coordinator_timeout={given.timeout} is not allowed; it must be at least 1 (second)"
+        )
     if given.process is not None and not wanted:
         raise UserError(
             f"--process_id={given.process} has no effect here; it needs --num_processes, or "
@@ -176,7 +180,17 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error looks as if another process did not answer."""
     words = ("Gloo", "gloo", "NCCL", "onnection", "peer", "UNAVAILABLE", "DEADLINE_EXCEEDED")
     several = jax.distributed.is_initialized() and distributed.global_state.num_processes > 1
-    return several and any(word in str(error) for word in words)
+    return several and any(
+        # A file system, too, speaks of connections and peers.
+        isinstance(cause, jax.errors.JaxRuntimeError) and any(word in str(cause) for word in words)
+        for cause in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def name() -> str:
@@ -259,7 +273,7 @@ def stop_requests() -> Iterator[Callable[[], int | None]]:
 
 def _connect(given: Given) -> None:
     """Meets the others; UserError if that fails."""
-    if given.coordinator and given.process != 0:
+    if given.coordinator and given.process:  # where JAX finds the number out, it may be 0
         _reach(given.coordinator, given.timeout)
     # JAX itself would end the program with a stack trace of its own.
     where = f" at coordinator_address={given.coordinator}" if given.coordinator else ""

@@ -43,13 +43,34 @@ def tell_failure(client: Any, process: int, processes: int, line: str, status: i
 
     Process 0, with which the store goes, waits until they have read it.
     """
-    what = json.dumps({"line": line, "status": status, "host": socket.gethostname()})
-    client.key_value_set(f"{PREFIX}/failed/{process}", what)
+    said = f"process {process} on {socket.gethostname()}: {line}"
+    _publish(client, f"failed/{process}", said, status)
+    if process == 0:
+        _wait_for_ended(client, processes - 1)
+
+
+def _publish(client: Any, key: str, line: str, status: int) -> None:
+    """Writes down why all have to end; what another has written stays."""
+    with contextlib.suppress(Exception):
+        client.key_value_set(f"{PREFIX}/{key}", json.dumps({"line": line, "status": status}))
+
+
+def _wait_for_ended(client: Any, processes: int) -> None:
+    """Waits until so many have read why they end, or for some seconds."""
     until = time.monotonic() + 6 * BEAT_SECONDS
-    while process == 0 and time.monotonic() < until:
-        if len(client.key_value_dir_get(f"{PREFIX}/ended/")) >= processes - 1:
+    while time.monotonic() < until:
+        if len(client.key_value_dir_get(f"{PREFIX}/ended/")) >= processes:
             break
         time.sleep(0.05)
+
+
+def _leave(client: Any, process: int, processes: int, line: str, status: int) -> None:
+    """Ends this process because of another one; process 0, with which the store goes, last."""
+    with contextlib.suppress(Exception):
+        client.key_value_set(f"{PREFIX}/ended/{process}", "")
+        if process == 0:
+            _wait_for_ended(client, processes - 1)  # itself among them, the other one not
+    end(line, status)
 
 
 def _watch(client: Any, process: int, processes: int, ended: threading.Event) -> None:
@@ -67,6 +88,7 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
             client.key_value_set(f"{PREFIX}/alive/{process}", sign, allow_overwrite=True)
             signs = dict(client.key_value_dir_get(f"{PREFIX}/alive/"))
             failures = client.key_value_dir_get(f"{PREFIX}/failed/")
+            dead = client.key_value_dir_get(f"{PREFIX}/dead/")
         except Exception:  # the store went with process 0
             if not ended.wait(2 * BEAT_SECONDS):
                 end("process 0, at which all meet, has ended or cannot be reached", 1)
@@ -75,12 +97,10 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
             guard.cancel()
         if any(key.rpartition("/")[2] == str(process) for key, _ in failures):
             return  # this one has failed itself, and says so
-        for key, text in failures:
-            other, what = int(key.rpartition("/")[2]), json.loads(text)
-            if other != process and not ended.is_set():
-                with contextlib.suppress(Exception):
-                    client.key_value_set(f"{PREFIX}/ended/{process}", "")
-                end(f"process {other} on {what['host']}: {what['line']}", what["status"])
+        for _, text in [*failures, *dead]:
+            if not ended.is_set():
+                what = json.loads(text)
+                _leave(client, process, processes, what["line"], what["status"])
         now = time.monotonic()
         for other, (last, since) in seen.items():
             sign = signs.get(f"{PREFIX}/alive/{other}", "")
@@ -88,7 +108,9 @@ def _watch(client: Any, process: int, processes: int, ended: threading.Event) ->
                 seen[other] = (sign, now)
                 hosts[other] = json.loads(sign)["host"]
             elif now - since > DEAD_SECONDS and not ended.is_set():
-                end(f"process {other} on {hosts.get(other, 'an unknown host')} {_SILENT}", 1)
+                line = f"process {other} on {hosts.get(other, 'an unknown host')} {_SILENT}"
+                _publish(client, f"dead/{other}", line, 1)
+                _leave(client, process, processes, line, 1)
 
 
 def end(line: str, status: int) -> None:

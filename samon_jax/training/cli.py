@@ -153,6 +153,8 @@ def _check_used(values: flags.FlagValues) -> None:
                 f"--{name}={values[name].value} has no effect with --mode={values.mode}; it is "
                 f"for {' and '.join(f'--mode={mode}' for mode in allowed)}"
             )
+    if values.data is not None and values.split is not None:
+        raise UserError(f"--split={values.split} has no effect with --data, whose sets have one")
 
 
 def load_config(argument: str) -> ConfigDict:

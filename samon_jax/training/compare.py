@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from samon_jax import drawing, tasks
 from samon_jax.errors import UserError
+from samon_jax.training.follower import agree, fields_of, machine
 from samon_jax.training.run import resolve
 from samon_jax.training.sweep import at_once_pays, train_all
 from samon_jax.workdir import files
@@ -36,6 +37,8 @@ def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
       UserError: as `loop.train`, a method names an unknown field, or another command works there.
     """
     resolve(config)
+    agree("the machines", machine)  # as a single run does: one process may be told to train one
+    agree("the settings", lambda: fields_of(config))
     configs = {name: _of_method(config, name) for name in config.compare.methods}
     if not configs:
         raise UserError("compare.methods is empty; name at least one method")
@@ -63,7 +66,7 @@ def compare(config: ConfigDict, directory: Path) -> dict[str, list[float]]:
             files.write_text(directory / "compare.md", table)
             files.write_json(directory / "compare.json", _statistics(scores, score))
             with files.writing(directory / "compare.png"):
-                drawing.comparison(scores, directory / "compare.png")
+                drawing.comparison(scores, directory / "compare.png", score=score)
             say(table)
     return scores
 

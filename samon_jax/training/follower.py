@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 import samon_jax
 from samon_jax import tasks
@@ -79,10 +80,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def fields_of(config: ConfigDict) -> dict[str, Any]:
+    """Every field of a config that hosts have in common."""
+    fields = dict(flat(json.loads(config.to_json())))
+    fields.pop("data.dir")
+    return fields
+
+
 def settings(run: Run) -> dict[str, Any]:
     """Every field of the config, the data, and what the task keeps, such as its vocabulary."""
-    fields = dict(flat(json.loads(run.config.to_json())))
-    fields.pop("data.dir")
+    fields = fields_of(run.config)
     for name, content in tasks.files(run.task).items():
         fields[name] = f"CRC-32 {zlib.crc32(content):08x}"
     crc = 0

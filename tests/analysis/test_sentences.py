@@ -96,6 +96,7 @@ def test_what_is_shown_and_left_out():
     weights = dict.fromkeys(("conv", "norm_scale", "norm_bias", "linear"))
     record = {"task": "translation", "data": "text", "model": "toy", "method": "sgd", "epochs": 1}
     record |= {"step": 5, "result": "BLEU 1.00", "mean_magnitude": weights, "train_examples": 9}
+    record["test_accuracy"] = 0.25
     record |= {"matches_paper": False, "wanted": {"sharpness": 9, "surface": 4}}
     record |= {"norm_parameters_share": 0.1, "norm_share": dict.fromkeys(samon.VARIANTS, 0.2)}
     row = measure.SHARPNESS_DEFINITIONS[0]._asdict() | {"value": 0.5, "examples": 8, "paper": None}
@@ -108,6 +109,8 @@ def test_what_is_shown_and_left_out():
     assert re.findall("^## .*", text, re.M) == SECTIONS
     assert "Left out for two (task translation): adversarial robustness, as only images can" in text
     assert "; feature rank, which is" in text
+    assert text.count("BLEU 1.00") == 2  # the accuracy of sub-words is not what counts
+    assert "test accuracy" not in text
     shown = "| source | a \\| b |\n| reference | b a |\n| one | b |\n| two | a |"
     assert f"|  |  |\n| --- | --- |\n{shown}" in text
     assert "8 training examples (the data set does not hold 9) (sentences: without" in text

@@ -311,6 +311,15 @@ def test_damaged_data_set(cifar100_dir, directories):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["digits", "random10", "cifar100"])
+def test_a_split_that_is_not_there_is_no_damage(name, tmp_path):
+    data.load("digits", str(tmp_path)).read("test")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(samon.UserError, match=rf"'{name}' has no split 'val'; it has train and te"):
+        data.load(name, str(tmp_path)).read("val")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff", b"[]", None])
 def test_damaged_description_of_a_data_set(cifar100_dir, directories, content):
     info = copy_of_cifar100(cifar100_dir, directories) / "dataset_info.json"

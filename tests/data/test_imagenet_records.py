@@ -1,6 +1,7 @@
 """ImageNet's format: the preparer, and what reads it back."""
 
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -136,6 +137,11 @@ def test_what_is_missing_is_said(photographs, tmp_path):
         PreparedRecords("imagenet_r", tmp_path, "test")
     with pytest.raises(UserError, match=r"no split 'minival'; it has train, validation$"):
         PreparedRecords("imagenet2012", photographs, "minival")
+    shutil.copytree(photographs, tmp_path / "copy")
+    (info,) = (tmp_path / "copy").rglob("dataset_info.json")
+    info.write_text("{")
+    with pytest.raises(UserError, match=r"'imagenet2012' in .* is damaged \(.*prepare it with: "):
+        PreparedRecords("imagenet2012", tmp_path / "copy", "train")
 
 
 def test_a_split_that_was_not_prepared_is_named(tmp_path, photograph_folders, capsys):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from samon_jax import methods, models, tasks
+from samon_jax.data import make_source
 from samon_jax.errors import UserError
 from samon_jax.models.transformer import Transformer
 from samon_jax.tasks.bleu import bleu, signatures
@@ -293,3 +294,22 @@ def test_the_task_says_what_it_is(run):
         np.mean([len(x["weight"]) for x in run.source.epoch(0, 0)])
     )
     assert devices.take(1).count == 1
+
+
+def test_what_sentences_have_no_use_for_is_refused(folder):
+    with pytest.raises(UserError, match=r"data\.part=3 is not allowed with task='translation'"):
+        set_up(sentences.config(folder, data__part=3))
+
+
+def test_an_evaluation_may_have_any_number_of_devices(folder):
+    """The rows of a batch are a multiple of both."""
+    source = make_source(sentences.config(folder), devices=3)
+    assert {len(raw["target"]) % 24 for raw in source.evaluation("val").batches} == {0}
+
+
+def test_a_run_needs_the_split_that_it_is_measured_on(folder, tmp_path):
+    few = sentences.write(tmp_path / "text", train=60, val=6)
+    set_up(sentences.config(few))
+    (few / "val.de").unlink()
+    with pytest.raises(UserError, match=r"val\.de"):
+        set_up(sentences.config(few))

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tiny
 from samon_jax.errors import UserError
 from samon_jax.processes import cluster, local, watch
 from samon_jax.processes.cluster import Given, complete
-from samon_jax.training import follower
+from samon_jax.training import compare, follower
 from samon_jax.training.run import set_up
 from samon_jax.workdir import checkpoints
 
@@ -180,6 +181,7 @@ def test_who_is_one_of_several(given, variables, processes):
         (Given(True, "node1:x", 2, 0), {}, "--coordinator_address=node1:x is not allowed"),
         (Given(True, "node1:1", 2, 2), {}, "--process_id=2 is not allowed; it must be 0 to 1"),
         (Given(True, "node1:1", 0, 0), {}, "--num_processes=0 is not allowed"),
+        (Given(timeout=0), {}, "--coordinator_timeout=0 is not allowed; it must be at least 1"),
         (Given(), {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two' is not allowed"),
     ],
 )
@@ -231,6 +233,63 @@ def test_a_cluster_of_one_process_compiles_the_same_program(tmp_path):
     length = one.communicate(timeout=200)[0].split()[-1]
     assert one.returncode == 0, (tmp_path / "errors").read_text()
     assert int(length) > 10_000
+
+
+THREE = """
+import os, signal, sys, time
+from samon_jax.processes import cluster, watch
+watch.DEAD_SECONDS = 2.0
+with cluster.joined(cluster.complete(cluster.Given())):
+    if os.environ["JAX_PROCESS_ID"] == "1" and sys.argv[1] == "raises":
+        cluster.fail("out of ideas", 3)
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        time.sleep(2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "statuses", "line"),
+    [("raises", [3, 3, 3], ": out of ideas"), ("dies", [1, -signal.SIGKILL, 1], " has given no")],
+)
+def test_of_three_processes_both_others_say_which_has_ended(what, statuses, line):
+    """Process 0, with which the store goes, is the last to end."""
+    three = local.start(
+        [sys.executable, "-c", THREE, what],
+        3,
+        environment={"PYTHONPATH": str(HERE.parents[1])},
+        stderr=subprocess.PIPE,
+    )
+    errors = [process.communicate(timeout=60)[1] for process in three]
+    assert [process.returncode for process in three] == statuses, errors
+    for i in (0, 2):
+        assert re.search(rf"^error: process 1 on \S+{line}", errors[i], re.MULTILINE), errors[i]
+
+
+def test_processes_that_compare_otherwise_are_told(monkeypatch, tmp_path):
+    """Their configs are compared before any run, whose config says nothing of it."""
+    facts = []
+    monkeypatch.setattr(compare, "agree", lambda what, found: facts.append((what, found())))
+    config = tiny.config(compare__seeds=2, compare__methods={"SAM": {"rho": 0.1}})
+    monkeypatch.setattr(compare, "train_all", lambda *_: [UserError("enough")])
+    with pytest.raises(UserError, match="enough"):
+        compare.compare(config, tmp_path)
+    assert [what for what, _ in facts] == ["the machines", "the settings"]
+    assert facts[1][1]["compare.seeds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ConnectionResetError("Connection reset by peer"), False),
+        (jax.errors.JaxRuntimeError("Gloo: Connection closed by peer"), True),
+    ],
+)
+def test_only_what_jax_says_may_mean_a_lost_process(monkeypatch, error, lost):
+    monkeypatch.setattr(cluster.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster.distributed.global_state, "num_processes", 2)
+    assert cluster.is_lost(error) is lost
 
 
 class Store:
