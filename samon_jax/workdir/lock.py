@@ -23,6 +23,7 @@ from samon_jax.errors import UserError
 LOCK = ".lock"
 BEAT_SECONDS = 5.0
 DEAD_SECONDS = 30.0
+_SETTLED_SECONDS = 1.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -67,6 +68,8 @@ def locked(directory: Path, say: Callable[[str], None] = print) -> Iterator[None
         with contextlib.suppress(OSError):  # of a full disk
             _check_owner(directory, descriptor, held, say)
             _write(descriptor)
+            if not held:
+                _check_still_owner(directory, descriptor)
         beat = threading.Thread(target=_beat, args=(descriptor, ended), daemon=True)
         beat.start()
         try:
@@ -96,7 +99,9 @@ def _open(path: Path) -> tuple[int, bool]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner = _owner(descriptor)
-            if error.errno in _NO_LOCKS:
+            # A file server may hold the lock of a dead host for minutes: ask for a sign of life.
+            elsewhere = owner.get("host", socket.gethostname()) != socket.gethostname()
+            if error.errno in _NO_LOCKS or elsewhere:
                 return descriptor, False
             os.close(descriptor)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
@@ -125,6 +130,14 @@ def _check_owner(directory: Path, descriptor: int, held: bool, say: Callable[[st
         time.sleep(min(1.0, wait))
         if _touched(directory) != seen:
             raise _in_use(directory, owner)
+
+
+def _check_still_owner(directory: Path, descriptor: int) -> None:
+    """Raises a UserError if another run took the lock over in the same second."""
+    own = os.pread(descriptor, 4096, 0)
+    time.sleep(_SETTLED_SECONDS)
+    if text(directory) != own.decode():
+        raise _in_use(directory, _owner(descriptor))
 
 
 def _touched(directory: Path) -> float:

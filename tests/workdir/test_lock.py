@@ -1,6 +1,7 @@
 """One run at a time in a work directory: on one host, across hosts, after a death."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -100,6 +101,25 @@ def test_takes_the_lock_of_a_dead_host_over(tmp_path, monkeypatch, age):
         waited = time.monotonic() - begin
         assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
     assert waited > 1.0 if age == 0 else waited < 1.0
+
+
+def test_a_lock_that_a_file_server_still_holds_for_a_dead_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_SETTLED_SECONDS", 0.1)
+    with of_other_host(tmp_path, age=100).open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with locked(tmp_path):
+            assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+
+
+def test_of_two_that_take_a_lock_over_at_once_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_SETTLED_SECONDS", 0.1)
+    path = of_other_host(tmp_path, age=100)
+    other = json.dumps({"host": "node8", "process": 7, "since": "now"})
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: path.write_text(other))
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="process 7 on node8"), locked(tmp_path):
+            pass
 
 
 def test_touches_its_file(tmp_path, monkeypatch):
