@@ -19,7 +19,6 @@ needs elsewhere.
 from samon_jax.models._registry import create, names, register
 from samon_jax.models.bottleneck_resnet import BottleneckResNet
 from samon_jax.models.densenet import DenseNet
-from samon_jax.models.imagenet_resnet import ImageNetResNet
 from samon_jax.models.resnet import ResNet
 from samon_jax.models.transformer import Transformer
 from samon_jax.models.vgg import VGG
@@ -30,7 +29,6 @@ __all__ = [
     "VGG",
     "BottleneckResNet",
     "DenseNet",
-    "ImageNetResNet",
     "ResNet",
     "Transformer",
     "VisionTransformer",

@@ -59,8 +59,8 @@ def create(name: str, num_classes: int, *, dtype: Any = jnp.float32) -> nn.Modul
     Args:
       name: one of `names()`, with numbers for what is in angle brackets. The class of a family says
         which numbers there are: `WideResNet`, `ResNet`, `BottleneckResNet`, `DenseNet`, `VGG`,
-        `VisionTransformer`, `ImageNetResNet`. "resnet-50" could be CIFAR's or ImageNet's, and is
-        refused: say "cifar-resnet-50" or "imagenet-resnet-50".
+        `VisionTransformer`. "resnet-50" could be CIFAR's or ImageNet's, and is refused: say
+        "cifar-resnet-50" or "imagenet-resnet-50".
       num_classes: number of logits.
       dtype: dtype of the computation, for example `jnp.bfloat16`. Parameters, BatchNorm statistics
         and logits are always float32.

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-101 for CIFAR, and ResNeXt-29.
+"""ResNet-18 and ResNet-101 for CIFAR, ResNet-50 for ImageNet, and ResNeXt-29.
 
 Architectures of He et al. (2015, https://arxiv.org/abs/1512.03385, Table 1) and Xie et al. (2017,
 https://arxiv.org/abs/1611.05431, Table 2).
@@ -16,8 +16,9 @@ from samon_jax.models import layers
 from samon_jax.models._registry import register
 from samon_jax.models.resnet import BasicBlock
 
-# Depth -> blocks of the four stages. 50 and 152 are left out: they are depths of `ResNet`, 6n + 2.
-BLOCKS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+# Depth -> blocks of the four stages.
+BLOCKS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+BLOCKS |= {101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class Bottleneck(nn.Module):
@@ -61,14 +62,20 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckResNet(nn.Module):
-    """A post-activation ResNet with a 3x3 stem and without the max-pooling of ImageNet's.
+    """A post-activation ResNet with a 3x3 stem and without max-pooling, or with ImageNet's stem.
 
-    Three configurations are in use: ResNet-18 (Figure 4, Figure 8; 11,173,962 parameters with 10
-    classes) and ResNet-101 (Table 17; 42,512,970), with four stages of `basic` blocks or
+    Three configurations are in use for CIFAR: ResNet-18 (Figure 4, Figure 8; 11,173,962 parameters
+    with 10 classes) and ResNet-101 (Table 17; 42,512,970), with four stages of `basic` blocks or
     bottlenecks, and ResNeXt-29-32x4d (Tables 1, 10 and 18; 4,775,754), with three stages.
 
     Initialized like torchvision's: convolutions from He normal in fan-out mode, the head from
     PyTorch's default for linear layers; norms from scale 1, bias 0.
+
+    With `imagenet`, the stem is a 7x7 convolution and max-pooling, each stride 2, for images of
+    224x224 pixels in the paper; any size from 32 on works. ResNet-50 with 1,000 classes has
+    25,557,032 parameters, 53,120 of them of norm layers. It is timm's, on which Table 2 rests: all
+    is as above but for the last norm of each bottleneck, whose scale starts at 0: every block
+    begins as its shortcut (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1).
 
     Attributes:
       blocks: number of blocks of each stage.
@@ -79,6 +86,7 @@ class BottleneckResNet(nn.Module):
       width: number of channels inside the bottlenecks of stage 1; doubles with every stage.
       features: number of output channels of the bottlenecks of stage 1; doubles likewise.
       groups: number of groups of the bottlenecks' 3x3 convolutions.
+      imagenet: ImageNet's stem, and bottlenecks that begin as their shortcuts.
       dtype: dtype of the computation up to the pooling; parameters and logits are float32.
     """
 
@@ -89,6 +97,7 @@ class BottleneckResNet(nn.Module):
     width: int = 64
     features: int = 256
     groups: int = 1
+    imagenet: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -99,10 +108,15 @@ class BottleneckResNet(nn.Module):
           images: float images.
           train: normalize by the batch and update "batch_stats", which must then be mutable.
         """
-        x = layers.conv(
-            self.stem_width, 3, kernel_init=layers.HE_NORMAL_FAN_OUT, dtype=self.dtype, name="stem"
-        )(images.astype(self.dtype))
+        size, stride = (7, 2) if self.imagenet else (3, 1)
+        last_scale = nn.initializers.zeros if self.imagenet else nn.initializers.ones
+        init: dict[str, Any] = {"kernel_init": layers.HE_NORMAL_FAN_OUT, "dtype": self.dtype}
+        x = layers.conv(self.stem_width, size, stride=stride, name="stem", **init)(
+            images.astype(self.dtype)
+        )
         x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="stem_norm")(x))
+        if self.imagenet:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 shared: dict[str, Any] = {
@@ -122,6 +136,7 @@ class BottleneckResNet(nn.Module):
                         self.width * 2**stage,
                         self.features * 2**stage,
                         groups=self.groups,
+                        last_scale=last_scale,
                         **shared,
                     )(x, train)
         head = nn.Dense(
@@ -158,8 +173,10 @@ def resnext(depth: int, groups: int, group_width: int, **kwargs: Any) -> Bottlen
     return BottleneckResNet(blocks=(n, n, n), width=groups * group_width, groups=groups, **kwargs)
 
 
-for _depth in BLOCKS:
+for _depth in (18, 34, 101):  # 50 and 152 are depths of `ResNet`, 6n + 2
     register(f"resnet-{_depth}", partial(resnet, _depth))
+for _depth in (50, 101, 152):
+    register(f"imagenet-resnet-{_depth}", partial(BottleneckResNet, BLOCKS[_depth], imagenet=True))
 register(
     "resnext-<depth>-<groups>x<width>d",
     lambda depth, groups, width, **kwargs: resnext(int(depth), int(groups), int(width), **kwargs),
