@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 SPLITS = ("train", "test")
 
@@ -28,17 +26,18 @@ class Description(NamedTuple):
     std: tuple[float, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Examples in the order of their files.
+class Split(NamedTuple):
+    """Examples: of a split in the order of their files, or some of them; on the host or a device.
 
     Attributes:
       images: uint8 [n, H, W, C].
       labels: int32 [n], in [0, num_classes).
+      seeds: uint32 [n], of flip and colours, where pictures are streamed to be trained on.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: Any
+    labels: Any
+    seeds: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

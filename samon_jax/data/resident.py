@@ -1,7 +1,7 @@
 """Small data sets of images, which lie on every device as a whole."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,22 +13,10 @@ from samon_jax.errors import UserError
 PyTree = Any
 
 
-class Images(NamedTuple):
-    """Images and their labels, on the host or on a device.
-
-    Attributes:
-      images: uint8 [n, H, W, C].
-      labels: int32 [n].
-    """
-
-    images: Any
-    labels: Any
-
-
-def gather(resident: Images, raw: dict[str, Any]) -> Images:
+def gather(resident: Split, raw: dict[str, Any]) -> Split:
     """The examples in the rows that `raw["rows"]` names, a gather on the device."""
     rows = raw["rows"]
-    return Images(resident.images[rows], resident.labels[rows])
+    return Split(resident.images[rows], resident.labels[rows])
 
 
 class ResidentSource:
@@ -77,9 +65,9 @@ class ResidentSource:
         return self.num_examples // self._batch_size
 
     @property
-    def resident(self) -> Images:
+    def resident(self) -> Split:
         """The training split."""
-        return _images(self.dataset.train)
+        return self.dataset.train
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Rows int32 [batch_size / processes] of each step; see `data.source.Source`."""
@@ -93,8 +81,8 @@ class ResidentSource:
 
     def evaluation(self, split: str = "test") -> Examples:
         """A split and its batches."""
-        images = _images(self.dataset.split(split))
-        return Examples(images, gather, self._eval_batches(len(images.labels)))
+        whole = self.dataset.split(split)
+        return Examples(whole, gather, self._eval_batches(len(whole.labels)))
 
     def _eval_batches(self, count: int) -> Iterator[dict[str, np.ndarray]]:
         per_device = -(-min(self._eval_batch_size, count) // self._devices)
@@ -124,7 +112,3 @@ def epoch_order(seed: int, epoch: int, num_examples: int, batch_size: int) -> np
     order = np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)
     steps = num_examples // batch_size
     return order[: steps * batch_size].reshape(steps, batch_size)
-
-
-def _images(split: Split) -> Images:
-    return Images(split.images, split.labels)

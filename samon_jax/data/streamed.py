@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from samon_jax.data import pictures
+from samon_jax.data.dataset import Split
 from samon_jax.data.resident import epoch_order
 from samon_jax.data.source import Examples, Share
 from samon_jax.errors import UserError
@@ -57,23 +58,9 @@ class Records(Protocol):
         """Some of them."""
 
 
-class Pictures(NamedTuple):
-    """Pictures, their labels and, for training, what is random about them on the device.
-
-    Attributes:
-      images: uint8 [n, size, size, 3].
-      labels: int32 [n].
-      seeds: uint32 [n], of flip and colours; None for evaluation.
-    """
-
-    images: Any
-    labels: Any
-    seeds: Any = None
-
-
-def take(resident: tuple[()], raw: Any) -> Pictures:
+def take(resident: tuple[()], raw: Any) -> Split:
     """The identity, as a `fetch`: what a step is fed holds the pictures."""
-    return Pictures(raw["images"], raw["labels"], raw.get("seeds"))
+    return Split(raw["images"], raw["labels"], raw.get("seeds"))
 
 
 class StreamedSource:
@@ -152,7 +139,7 @@ class StreamedSource:
     def epoch(
         self, seed: int, epoch: int, start: int = 0
     ) -> Generator[dict[str, np.ndarray], None, None]:
-        """Images, labels and seeds of each step, as `Pictures` describes them."""
+        """Images, labels and seeds of each step, as `Split` describes them."""
         count, records = self.num_examples, self._records("train")
         order = epoch_order(seed, epoch, count, self._batch_size)
 

@@ -13,8 +13,7 @@ from flax import linen as nn
 from samon_jax import data, models
 from samon_jax._passes.collectives import psum
 from samon_jax.data import augment, autoaugment, jitter
-from samon_jax.data.dataset import Description
-from samon_jax.data.resident import Images
+from samon_jax.data.dataset import Description, Split
 from samon_jax.data.source import Examples
 from samon_jax.errors import UserError
 from samon_jax.tasks.norm_dropout import norm_dropout
@@ -88,7 +87,7 @@ class Classification:
         images = jnp.zeros((1, *self.images.image_shape), jnp.float32)
         return dict(self.model.init(key, images, train=False))
 
-    def prepare(self, key: jax.Array | None, raw: Images, train: bool) -> Batch:
+    def prepare(self, key: jax.Array | None, raw: Split, train: bool) -> Batch:
         """Crops, flips, augments (in training) and normalizes uint8 images [n, H, W, C]."""
         images = raw.images
         keys: Any = ()
@@ -97,7 +96,7 @@ class Classification:
             if self.crop_padding:
                 images = augment.random_crop(crop_key, images, self.crop_padding)
             # Streamed pictures bring seeds of their own, which no number of devices changes.
-            seeds = getattr(raw, "seeds", None)
+            seeds = raw.seeds
             if self.flip and seeds is None:
                 images = augment.random_flip(flip_key, images)
             if seeds is not None:

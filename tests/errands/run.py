@@ -1,6 +1,5 @@
 """A run of all toys at once, in a package that holds them; prints what it found as JSON."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -48,7 +47,7 @@ print(
             "width": run.task.model.width,
             "model": type(run.task.model).__name__,
             "test_images": len(run.source.evaluation().resident.labels),
-            "data": dataclasses.asdict(run.source.dataset.test)["labels"].tolist(),
+            "data": run.source.dataset.test.labels.tolist(),
             "task": run.task.name,
             "losses": [json.loads(line)["test_loss"] for line in lines],
             "train_closeness": json.loads(lines[-1])["train_closeness"],

@@ -6,8 +6,7 @@ from flax import linen as nn
 
 from samon_jax import tasks
 from samon_jax.data import autoaugment
-from samon_jax.data.dataset import Description
-from samon_jax.data.resident import Images
+from samon_jax.data.dataset import Description, Split
 from samon_jax.data.source import Examples
 from samon_jax.errors import UserError
 from samon_jax.tasks.classification import Classification, cross_entropy
@@ -30,7 +29,7 @@ class Linear(nn.Module):
 def examples():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
-    return Images(images, rng.integers(0, 10, 16).astype(np.int32))
+    return Split(images, rng.integers(0, 10, 16).astype(np.int32))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -112,7 +111,7 @@ def test_evaluation_counts_every_example_once(examples, count):
     losses, aux = task.losses(variables, batch, train=False)
 
     def fetch(resident, raw):
-        return Images(resident.images[raw["rows"]], resident.labels[raw["rows"]])
+        return Split(resident.images[raw["rows"]], resident.labels[raw["rows"]])
 
     def batches():
         for first in (0, 12):
