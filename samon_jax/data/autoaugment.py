@@ -98,34 +98,6 @@ def auto_augment(key: jax.Array, images: jax.Array) -> jax.Array:
     return images
 
 
-def apply_op(name: str, image: jax.Array, magnitude: float = 0.0) -> jax.Array:
-    """Applies one operation to an image, or to all images of a batch.
-
-    Args:
-      name: a key of `MAGNITUDES`.
-      image: uint8 [H, W, 3] or [n, H, W, 3].
-      magnitude: a concrete number. ShearX and ShearY: shift per row or column, in pixels.
-        TranslateX and TranslateY: the share of width or height by which the input lies to the right
-        of or below the output. Rotate: degrees, counterclockwise. Color, Contrast, Brightness and
-        Sharpness: Pillow's factor minus 1. Posterize: number of bits that are kept. Solarize: the
-        threshold. Others ignore it.
-
-    Returns:
-      The same shape and dtype.
-
-    Raises:
-      UserError: there is no such operation, or the image is not uint8 with three channels.
-    """
-    if name not in MAGNITUDES:
-        raise UserError(f"name={name!r} must be one of {', '.join(MAGNITUDES)}")
-    batch = image[None] if image.ndim == 3 else image
-    _check(batch)
-    n, height, width, _ = batch.shape
-    one = _settings(name, magnitude, height, width)
-    settings = _Settings(*(jnp.broadcast_to(x, (n, *x.shape)) for x in one))
-    return _apply(batch, settings).reshape(image.shape)
-
-
 def _check(images: jax.Array) -> None:
     if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(
@@ -140,7 +112,14 @@ def _check(images: jax.Array) -> None:
 
 
 def _settings(name: str, magnitude: float, height: int, width: int) -> _Settings:
-    """Settings of one operation as NumPy values; "Identity" is an operation here."""
+    """Settings of one operation as NumPy values; "Identity" is an operation here.
+
+    Magnitudes of ShearX and ShearY are the shift per row or column, in pixels; of TranslateX and
+    TranslateY the share of width or height by which the input lies to the right of or below the
+    output; of Rotate degrees, counterclockwise; of Color, Contrast, Brightness and Sharpness
+    Pillow's factor minus 1; of Posterize the number of bits that are kept; of Solarize the
+    threshold. Others ignore it.
+    """
     x, y = width / 2, height / 2
     matrix = _fixed_point(1, 0, 0, 0, 1, 0)
     base, factor, threshold, bits = _BLACK, 1.0, 256, 255

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Operation -> magnitude at the levels 0..9, in the units of `apply_op`.
+# Operation -> magnitude at the levels 0..9, in the units of `autoaugment`.
 MAGNITUDES: dict[str, tuple[float, ...]] = {
     "ShearX": tuple(np.linspace(0, 0.3, 10)),
     "ShearY": tuple(np.linspace(0, 0.3, 10)),

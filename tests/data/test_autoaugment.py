@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -85,7 +84,7 @@ def steps():
 
 
 def apply_op(steps, name, images, magnitude):
-    """`autoaugment.apply_op`, compiled once for all operations; the settings are arguments."""
+    """One operation on a batch, compiled once for all operations; the settings are arguments."""
     one = autoaugment._settings(name, magnitude, *images.shape[1:3])
     n = len(images)
     return np.asarray(steps(images, jax.tree.map(lambda x: np.broadcast_to(x, (n, *x.shape)), one)))
@@ -121,14 +120,6 @@ def test_geometry_equals_pillow_at_other_magnitudes_and_sizes(images, steps):
             output = apply_op(steps, name, wide, magnitude)
             expected = np.stack([in_pillow(name, image, magnitude) for image in wide])
             np.testing.assert_array_equal(output, expected, err_msg=f"{name} {magnitude}")
-
-
-def test_apply_op_takes_one_image_or_a_batch(images):
-    rotate = jax.jit(partial(autoaugment.apply_op, "Rotate", magnitude=-20.0))
-    one = rotate(images[5])
-    assert one.dtype == jnp.uint8
-    np.testing.assert_array_equal(one, in_pillow("Rotate", images[5], -20.0))
-    np.testing.assert_array_equal(rotate(images[4:6])[1], one)
 
 
 def test_magnitudes_are_the_published_ones():
@@ -223,5 +214,3 @@ def test_errors_name_the_argument():
             autoaugment.auto_augment(key, images)
     with pytest.raises(UserError, match="3x3"):
         autoaugment.auto_augment(key, jnp.zeros((2, 2, 8, 3), jnp.uint8))
-    with pytest.raises(UserError, match="name='Blur' must be one of ShearX"):
-        autoaugment.apply_op("Blur", jnp.zeros((8, 8, 3), jnp.uint8))
