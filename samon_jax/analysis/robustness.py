@@ -127,7 +127,19 @@ def robust_accuracy(
             if radius > 0:
                 victims.attack(outcome, attacks, radius, length)
             at_smaller_radius[index] = before = outcome
-            results.append(_result(norm, radius, length, outcome, names))
+            robust = int((outcome == "").sum())
+            results.append(
+                Robustness(
+                    norm=norm,
+                    radius=radius,
+                    steps=length,
+                    accuracy=robust / len(outcome),
+                    examples=len(outcome),
+                    robust=robust,
+                    wrong=int((outcome == _CLEAN).sum()),
+                    broken={x: int((outcome == x).sum()) for x in (*names, "smaller")},
+                )
+            )
     return results
 
 
@@ -171,52 +183,23 @@ class _Victims(NamedTuple):
                     key = jax.random.fold_in(key, value)
                 left = np.flatnonzero(outcome == "")
                 for rows in _batches(left, self.batch_size):
-                    broken = _attack(
-                        self.forward, loss, self.images[rows], self.labels[rows], rows, key,
-                        radius=radius, norm=self.norm, steps=steps,
-                    )  # fmt: skip
-                    outcome[rows[np.asarray(broken)]] = name
-
-
-def _result(
-    norm: str, radius: float, steps: int, outcome: np.ndarray, attacks: list[str]
-) -> Robustness:
-    robust = int((outcome == "").sum())
-    return Robustness(
-        norm=norm,
-        radius=radius,
-        steps=steps,
-        accuracy=robust / len(outcome),
-        examples=len(outcome),
-        robust=robust,
-        wrong=int((outcome == _CLEAN).sum()),
-        broken={name: int((outcome == name).sum()) for name in (*attacks, "smaller")},
-    )
-
-
-def _attack(
-    forward: Partial,
-    loss: Callable[..., jax.Array],
-    images: np.ndarray,
-    labels: np.ndarray,
-    examples: np.ndarray,
-    key: jax.Array,
-    *,
-    radius: float,
-    norm: str,
-    steps: int,
-) -> jax.Array:
-    """Which images one run of AutoPGD breaks: bool [n]."""
-    start = _random_start(key, images, examples.astype(np.int32), np.float32(radius), norm=norm)
-    return autopgd.maximize(
-        Partial(_objective, forward, autopgd.as_partial(loss), images, labels),
-        start,
-        radius,
-        norm=norm,
-        steps=steps,
-        batched=True,
-        keep=Partial(_stay_image, images),
-    ).success
+                    images, labels = self.images[rows], self.labels[rows]
+                    found = autopgd.maximize(
+                        Partial(_objective, self.forward, autopgd.as_partial(loss), images, labels),
+                        _random_start(
+                            key,
+                            images,
+                            rows.astype(np.int32),
+                            np.float32(radius),
+                            norm=self.norm,
+                        ),
+                        radius,
+                        norm=self.norm,
+                        steps=steps,
+                        batched=True,
+                        keep=Partial(_stay_image, images),
+                    )
+                    outcome[rows[np.asarray(found.success)]] = name
 
 
 def _objective(
