@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from samon_jax.analysis import markdown, measure, sentences, weights
+from samon_jax.analysis.describe import describe
 from samon_jax.analysis.measure import Printed, SharpnessDefinition, Sizes
 from samon_jax.analysis.trained import Trained, load_all
 from samon_jax.drawing import analysis as drawing
@@ -148,7 +149,7 @@ def _record(run: Trained, sizes: Sizes, bar: Any) -> dict[str, Any]:
         "task": run.task.name,
         "data": run.config.data.name,
         "model": run.config.model,
-        "method": run.method,
+        "method": describe(run.config),
         "epochs": run.config.epochs,
         "seed": run.config.seed,
         "step": run.step,

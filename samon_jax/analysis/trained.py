@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 
 from samon_jax import data, tasks
 from samon_jax.analysis import sentences
-from samon_jax.analysis.describe import describe
 from samon_jax.data import augment
-from samon_jax.data.dataset import Description, Split
+from samon_jax.data.dataset import Description
 from samon_jax.data.resident import ResidentSource
 from samon_jax.errors import UserError
 from samon_jax.tasks import Task
@@ -28,24 +27,20 @@ from samon_jax.training import devices, reading
 PyTree = Any
 
 
-class _EvalMode(NamedTuple):
-    """Equal for equal models, so that runs of one architecture share compiled programs."""
+class _Mode(NamedTuple):
+    """Equal for equal models, so that runs of one architecture share compiled programs.
+
+    With `train`, it normalizes by the batch, as the training step does.
+    """
 
     model: nn.Module
+    train: bool
 
     def __call__(self, batch_stats: PyTree, params: PyTree, inputs: Any) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
+        if self.train:
+            return self.model.apply(variables, inputs, train=True, mutable=["batch_stats"])[0]
         return self.model.apply(variables, inputs, train=False)
-
-
-class _TrainMode(NamedTuple):
-    """Normalizes by the batch, as the training step does."""
-
-    model: nn.Module
-
-    def __call__(self, batch_stats: PyTree, params: PyTree, inputs: Any) -> Any:
-        variables = {"params": params, "batch_stats": batch_stats}
-        return self.model.apply(variables, inputs, train=True, mutable=["batch_stats"])[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,19 +93,14 @@ class Trained:
         """`apply(params, inputs) -> logits` of `examples`, with the running statistics."""
         if self.translation is not None:
             return Partial(sentences.Logits(self.translation.model))
-        return Partial(_EvalMode(self.model), self._batch_stats)
+        return Partial(_Mode(self.model, train=False), self._batch_stats)
 
     @property
     def apply_train_mode(self) -> Partial:
         """The same with the statistics of the batch; the same where there are none."""
         if self.translation is not None:
             return self.apply
-        return Partial(_TrainMode(self.model), self._batch_stats)
-
-    @property
-    def method(self) -> str:
-        """How it was trained, as in "layerwise_l2, only_norm, ρ = 0.2"."""
-        return describe(self.config)
+        return Partial(_Mode(self.model, train=True), self._batch_stats)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -146,7 +136,9 @@ class Trained:
         They are drawn at random without repetition; of data that are streamed they are the first.
         """
         if isinstance(self._source, ResidentSource):
-            return draw(self._source.dataset.split(split), limit, seed)
+            whole = self._source.dataset.split(split)
+            rows = np.random.default_rng(seed).permutation(len(whole.labels))[:limit]
+            return whole.images[rows], whole.labels[rows]
         examples = self._source.evaluation(split)
         found: list[Any] = []
         count = 0
@@ -177,12 +169,6 @@ class Trained:
     @property
     def _batch_stats(self) -> PyTree:
         return self.model_state.get("batch_stats", {})
-
-
-def draw(split: Split, limit: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` examples, drawn at random without repetition: uint8 images and labels."""
-    rows = np.random.default_rng(seed).permutation(len(split.labels))[:limit]
-    return split.images[rows], split.labels[rows]
 
 
 def load(directory: Path, *, name: str | None = None, which: str = "newest") -> Trained:
