@@ -37,20 +37,6 @@ class Batch(NamedTuple):
     keys: jax.Array | tuple[()]
 
 
-class Sums(NamedTuple):
-    """Sums over evaluated examples; divide by `examples`.
-
-    Attributes:
-      loss: float32 scalar, sum of cross-entropies without label smoothing, in nats.
-      correct: int32 scalar, examples classified correctly.
-      examples: int32 scalar.
-    """
-
-    loss: jax.Array
-    correct: jax.Array
-    examples: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
 class Classification:
     """The task of the papers' image experiments; see `tasks.task.Task` for the methods.
@@ -142,9 +128,9 @@ class Classification:
         resident = devices.replicate(examples.resident)
         sums = [program((variables, resident), devices.shard(raw)) for raw in examples.batches]
         jax.block_until_ready(sums)  # raises where memory is wanted; to read waits forever
-        count = sum(int(s.examples) for s in sums)
-        loss = float(np.sum([float(s.loss) for s in sums])) / count
-        accuracy = sum(int(s.correct) for s in sums) / count
+        count = sum(int(s["examples"]) for s in sums)
+        loss = float(np.sum([float(s["loss"]) for s in sums])) / count
+        accuracy = sum(int(s["correct"]) for s in sums) / count
         return {f"{prefix}loss": loss, f"{prefix}accuracy": accuracy}
 
     def show(self, metrics: Mapping[str, float]) -> str:
@@ -165,16 +151,12 @@ def create(config: Any) -> Classification:
             "no images"
         )
     channels, side = images.image_shape[2], min(images.image_shape[:2])
-    if config.data.auto_augment and channels != 3:
-        raise UserError(
-            f"data.auto_augment=True is not allowed with data.name={images.name!r}, whose "
-            f"images have {channels} channel; it needs 3"
-        )
-    if config.data.color_jitter and channels != 3:
-        raise UserError(
-            f"data.color_jitter={config.data.color_jitter} is not allowed with data.name="
-            f"{images.name!r}, whose images have {channels} channel; it needs 3"
-        )
+    for field in ("auto_augment", "color_jitter"):
+        if (value := getattr(config.data, field)) and channels != 3:
+            raise UserError(
+                f"data.{field}={value} is not allowed with data.name={images.name!r}, "
+                f"whose images have {channels} channel; it needs 3"
+            )
     if config.data.crop_padding > side:
         raise UserError(
             f"data.crop_padding={config.data.crop_padding} is not allowed; it must be at most "
@@ -216,18 +198,18 @@ def cross_entropy(
 
 @functools.lru_cache(maxsize=16)
 def _evaluation(task: Classification, fetch: Any, devices: Any) -> Any:
-    """The program that evaluates a batch: `((variables, resident), raw) -> Sums` of all devices."""
+    """The program that evaluates a batch: `((variables, resident), raw)` to sums of all devices."""
 
-    def step(inputs: tuple[Variables, PyTree], raw: dict[str, jax.Array]) -> Sums:
+    def step(inputs: tuple[Variables, PyTree], raw: dict[str, jax.Array]) -> dict[str, jax.Array]:
         variables, resident = inputs
         valid = raw["valid"]
         batch = task.prepare(None, fetch(resident, raw), train=False)
         logits: Any = task.model.apply(variables, batch.images, train=False)
-        sums = Sums(
-            loss=jnp.where(valid, cross_entropy(logits, batch.labels), 0).sum(),
-            correct=((logits.argmax(axis=1) == batch.labels) & valid).sum(),
-            examples=valid.sum(),
-        )
+        sums = {
+            "loss": jnp.where(valid, cross_entropy(logits, batch.labels), 0).sum(),
+            "correct": ((logits.argmax(axis=1) == batch.labels) & valid).sum(),
+            "examples": valid.sum(),
+        }
         return psum(sums, devices.axis_name)
 
     return devices.compile(step)
