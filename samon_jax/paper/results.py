@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -34,40 +34,27 @@ class Result:
     reason: str = ""
     errors: Mapping[float, str] = dataclasses.field(default_factory=dict)
 
-    def lines(self, seeds: int) -> list["Line"]:
+    def lines(self, seeds: int) -> Sequence[tuple[float | None, Sequence[Finished], str]]:
         """What is shown: one line, or one for each ρ of a sweep.
 
         Args:
           seeds: number of runs of each cell.
+
+        Returns:
+          ρ, or None; the runs that were measured; the state in words.
         """
         if self.cell.rho.kind != "sweep":
             state = self.state + (f": {self.reason}" if self.reason else "")
             rho = None if self.cell.rho.kind == "none" else self.chosen
-            return [
-                Line(rho, self.runs.get(self.chosen, ()), state)
-                if self.chosen is not None
-                else Line(None, (), state)
-            ]
+            if self.chosen is None:
+                return [(None, (), state)]
+            return [(rho, self.runs.get(self.chosen, ()), state)]
         lines = []
         for rho in self.cell.rho.values:
             runs, error = self.runs.get(rho, ()), self.errors.get(rho)
             state = "finished" if len(runs) >= seeds else "not finished"
-            lines.append(Line(rho, runs, f"failed: {error}" if error else state))
+            lines.append((rho, runs, f"failed: {error}" if error else state))
         return lines
-
-
-class Line(NamedTuple):
-    """A line of a table.
-
-    Attributes:
-      rho: radius, or None.
-      runs: that were measured.
-      state: in words.
-    """
-
-    rho: float | None
-    runs: Sequence[Finished]
-    state: str
 
 
 def measured(runs: Sequence[Finished], metric: Metric = ACCURACY) -> Published | None:
