@@ -1,6 +1,6 @@
 """The one pass of an ascent whose ε is known before the loss is."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +16,9 @@ from samon_jax._passes.two_passes import move
 PyTree = Any
 
 
-class OnePass(NamedTuple):
-    """What the pass gives.
-
-    Attributes:
-      loss: at w + ε.
-      aux: of the same pass.
-      grads: at w + ε, averaged over the devices.
-      state: of the ascent, after the step.
-    """
-
-    loss: jax.Array
-    aux: PyTree
-    grads: Leaves
-    state: PyTree
-
-
 def one_pass(
     parts: Parts, ascent: SinglePass, ascent_state: PyTree, axis_name: AxisName | None
-) -> OnePass:
+) -> tuple[jax.Array, PyTree, Leaves, PyTree]:
     """Computes ε, then loss and gradient at w + ε, then the new state.
 
     Args:
@@ -42,6 +26,10 @@ def one_pass(
       ascent: transform.
       ascent_state: the same on every device; the averaged gradient renews it, so it stays so.
       axis_name: mapped axis over devices, if any.
+
+    Returns:
+      Loss and aux at w + ε; the gradient there, averaged over the devices; the state of the ascent
+      after the step.
     """
     call = parts.call
     moves = footprint(ascent, ascent_state, call.params).moves
@@ -57,4 +45,4 @@ def one_pass(
     if axis_name is not None:
         grads = pmean(grads, axis_name)
     _, state = ascent.update(call.treedef.unflatten(grads), ascent_state, call.params)
-    return OnePass(loss, aux, grads, state)
+    return loss, aux, grads, state

@@ -11,6 +11,7 @@ from samon_jax._passes.prefix import split
 
 PyTree = Any
 LossFn = Callable[[Leaves], tuple[jax.Array, PyTree]]
+Suffix = Callable[[Leaves, list[Any]], tuple[jax.Array, PyTree]]
 
 
 class Passes(NamedTuple):
@@ -29,20 +30,6 @@ class Passes(NamedTuple):
     clean_grads: Leaves
     grads: Leaves
     state: PyTree
-
-
-class Stages(NamedTuple):
-    """A loss in stages: `loss_fn(leaves) == suffix(leaves, prefix(leaves))`.
-
-    Attributes:
-      prefix: the leaves to what the moved ones cannot reach.
-      suffix: the leaves and the values of the prefix to losses and aux.
-      first: the same as `suffix`, and right for the gradient of every leaf whose gradient is read.
-    """
-
-    prefix: Callable[[Leaves], list[Any]]
-    suffix: Callable[[Leaves, list[Any]], tuple[jax.Array, PyTree]]
-    first: Callable[[Leaves, list[Any]], tuple[jax.Array, PyTree]]
 
 
 def two_passes(
@@ -74,20 +61,22 @@ def two_passes(
         grads = [g / losses.size for g in clean_grads]
         return Passes(losses, (aux, aux), clean_grads, grads, state)
 
-    stages = stage(loss_fn, leaves, moves, reads, reuse_prefix and first_loss_fn is None)
+    prefix, suffix, first_suffix = stage(
+        loss_fn, leaves, moves, reads, reuse_prefix and first_loss_fn is None
+    )
 
     def perturbed_loss(leaves: Leaves) -> tuple[jax.Array, Passes]:
         """The second pass, with the first one inside: gradients flow through the second alone."""
-        shared = stages.prefix(leaves)
+        shared = prefix(leaves)
         held, held_shared = jax.lax.stop_gradient((leaves, shared))
-        first = first_loss_fn or (lambda x: stages.first(x, held_shared))
+        first = first_loss_fn or (lambda x: first_suffix(x, held_shared))
         losses, aux, clean_grads = gradient(first, held, reads)
         epsilon, state = ascend(clean_grads)
         moved = move(leaves, epsilon, moves)
         if second_loss_fn is None:
-            perturbed_losses, perturbed_aux = stages.suffix(moved, shared)
+            perturbed_losses, perturbed_aux = suffix(moved, shared)
         else:
-            _, seen = stages.suffix(jax.lax.stop_gradient(moved), held_shared)
+            _, seen = suffix(jax.lax.stop_gradient(moved), held_shared)
             perturbed_losses, perturbed_aux = second_loss_fn(moved, aux, seen)
         passes = Passes(losses, (aux, perturbed_aux), clean_grads, [], state)
         return perturbed_losses.mean(), passes
@@ -124,7 +113,7 @@ def gradient(
 
 def stage(
     loss_fn: LossFn, leaves: Leaves, moves: list[bool], reads: list[bool], reuse_prefix: bool
-) -> Stages:
+) -> tuple[Callable[[Leaves], list[Any]], Suffix, Suffix]:
     """Splits a loss into what the moved leaves cannot reach and the rest.
 
     Args:
@@ -133,6 +122,11 @@ def stage(
       moves: which of them are perturbed.
       reads: of which of them a gradient is taken in the first pass.
       reuse_prefix: False leaves everything in the suffix.
+
+    Returns:
+      The prefix, from the leaves to what the moved ones cannot reach; the suffix, from the leaves
+      and the values of the prefix to losses and aux, `loss_fn(leaves) == suffix(leaves,
+      prefix(leaves))`; the same, and right for the gradient of every leaf whose gradient is read.
     """
 
     def whole(leaves: Leaves, shared: list[Any]) -> tuple[jax.Array, PyTree]:
@@ -143,7 +137,7 @@ def stage(
         closed_jaxpr, shapes = jax.make_jaxpr(loss_fn, return_shape=True)(leaves)
         found = split(closed_jaxpr, moves)
     if found is None:
-        return Stages(lambda leaves: [], whole, whole)
+        return lambda leaves: [], whole, whole
     parts, outputs = found, jax.tree.structure(shapes)
 
     def suffix(leaves: Leaves, shared: list[Any]) -> tuple[jax.Array, PyTree]:
@@ -151,4 +145,4 @@ def stage(
 
     # Gradients of leaves that act through the prefix need a first pass of their own through it.
     inside_suffix = all(moved or not read for moved, read in zip(moves, reads, strict=True))
-    return Stages(parts.prefix, suffix, suffix if inside_suffix else whole)
+    return parts.prefix, suffix, suffix if inside_suffix else whole
