@@ -1,5 +1,6 @@
 """One call of a loss, taken apart: parameters as leaves, and the arguments that hold examples."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,32 @@ from samon_jax.labels import path_strings
 
 PyTree = Any
 Leaves = list[jax.Array]
+
+# The examples of the second pass, from the batch and the aux of passes over it at w and at w + ε.
+Choose = Callable[[list[Any], PyTree, PyTree], list[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The keyword arguments of `value_and_grad`, where they are explained.
+
+    Attributes:
+      select: the batch to how the examples of the second pass are chosen, or to None for all.
+      average: whether the gradients are averaged over the devices; False leaves it to the caller.
+      why: the option because of which the examples must be known, for messages; None if none is.
+    """
+
+    has_aux: bool = False
+    axis_name: AxisName | None = None
+    m: int | None = None
+    batch_argnums: int | Sequence[int] | None = None
+    reuse_prefix: bool = True
+    aux_from: str = "clean"
+    combine: Callable[[PyTree, PyTree], PyTree] | None = None
+    ascent_fraction: float = 1.0
+    select: Callable[[list[Any]], Choose | None] | None = None
+    average: bool = True
+    why: str | None = None
 
 
 class Call(NamedTuple):
@@ -43,11 +70,7 @@ def bind(
     params: PyTree,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    *,
-    has_aux: bool,
-    axis_name: AxisName | None,
-    batch_argnums: int | Sequence[int] | None,
-    why: str | None,
+    options: Options,
 ) -> Call:
     """Takes a call apart.
 
@@ -56,23 +79,21 @@ def bind(
       params: the parameters.
       args: the positional arguments after them.
       kwargs: the others.
-      has_aux: whether `loss_fn` returns a pair.
-      axis_name: mapped axis over devices, if any.
-      batch_argnums: which of `args` hold examples; None is the only one.
-      why: the option that needs to know the examples; None if none does: the batch is then empty.
+      options: how; without `why`, the batch is empty.
 
     Raises:
       UserError: a parameter has no real gradient, or the examples cannot be found.
     """
-    leaves, treedef = real_leaves(params, axis_name)
-    argnums = () if why is None else positions(batch_argnums, len(args), why)
+    leaves, treedef = real_leaves(params, options.axis_name)
+    why = options.why
+    argnums = () if why is None else positions(options.batch_argnums, len(args), why)
 
     def loss(leaves: Leaves, batch: list[Any]) -> tuple[jax.Array, PyTree]:
         full = list(args)
         for i, part in zip(argnums, batch, strict=True):
             full[i] = part
         result = loss_fn(treedef.unflatten(leaves), *full, **kwargs)
-        value, aux = take_apart(result, has_aux)
+        value, aux = take_apart(result, options.has_aux)
         if jnp.shape(value) != ():
             raise TypeError(f"loss_fn must return a scalar loss, not shape {jnp.shape(value)}")
         return jnp.asarray(value), aux

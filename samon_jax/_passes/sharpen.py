@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
 from samon_jax._checks import SinglePass, check_function, check_state, check_transform
-from samon_jax._passes.calls import Call, Leaves, bind
+from samon_jax._passes.calls import Call, Leaves, Options, bind
 from samon_jax._passes.collectives import pmean
 from samon_jax._passes.examples import count_examples, share_of
 from samon_jax._passes.footprint import footprint
-from samon_jax._passes.m_sharpness import AxisName, mean_over_groups, sharing
+from samon_jax._passes.m_sharpness import mean_over_groups, sharing
 from samon_jax._passes.one_pass import one_pass
 from samon_jax._passes.parts import Parts, split_call
 from samon_jax._passes.two_passes import Passes, two_passes
@@ -23,32 +23,6 @@ PyTree = Any
 GradFn = Callable[..., tuple[Any, PyTree, PyTree]]
 
 AUX_FROM = ("clean", "perturbed", "both")
-
-# The examples of the second pass, from the batch and the aux of passes over it at w and at w + ε.
-Choose = Callable[[list[Any], PyTree, PyTree], list[Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The keyword arguments of `value_and_grad`, where they are explained.
-
-    Attributes:
-      select: the batch to how the examples of the second pass are chosen, or to None for all.
-      average: whether the gradients are averaged over the devices; False leaves it to the caller.
-      why: the option because of which the examples must be known, for messages; None if none is.
-    """
-
-    has_aux: bool = False
-    axis_name: AxisName | None = None
-    m: int | None = None
-    batch_argnums: int | Sequence[int] | None = None
-    reuse_prefix: bool = True
-    aux_from: str = "clean"
-    combine: Callable[[PyTree, PyTree], PyTree] | None = None
-    ascent_fraction: float = 1.0
-    select: Callable[[list[Any]], Choose | None] | None = None
-    average: bool = True
-    why: str | None = None
 
 
 def sharpen(
@@ -76,20 +50,31 @@ def sharpen(
     def sharp_value_and_grad(
         params: PyTree, ascent_state: PyTree, *args: Any, **kwargs: Any
     ) -> tuple[Any, PyTree, PyTree]:
-        call = _bind(loss_fn, params, args, kwargs, options)
+        call = bind(loss_fn, params, args, kwargs, options)
         check_state("ascent_state", ascent, ascent_state, call.params)
         count, devices = sharing(options.m, call.batch, options.axis_name)
         moves, reads = footprint(ascent, ascent_state, call.params)
         if options.combine is not None:
             reads = [True] * len(reads)
         parts = split_call(call, count, [a or b for a, b in zip(moves, reads, strict=True)])
-        update = functools.partial(_update, ascent, ascent_state, call)
+
+        def update(grads: Leaves) -> tuple[Leaves, PyTree]:
+            """ε from gradients, and the new state."""
+            epsilon, state = ascent.update(call.treedef.unflatten(grads), ascent_state, call.params)
+            return call.treedef.flatten_up_to(epsilon), state
+
+        def ascend(grads: Leaves) -> tuple[Leaves, PyTree]:
+            """ε of every copy from the gradients of every copy, on this device, and the state."""
+            if devices > 1 and options.axis_name is not None:
+                grads = mean_over_groups(grads, options.axis_name, devices)
+            return parts.ascend(update, grads)
+
         passes = two_passes(
             parts.losses,
             parts.copies(),
             moves,
             reads,
-            functools.partial(_ascend, parts, update, devices, options.axis_name),
+            ascend,
             options.reuse_prefix,
             _ascent_loss(parts, options),
             _second_loss(call, options),
@@ -114,7 +99,7 @@ def _sharpen_in_one_pass(
     def value_and_grad_at_epsilon(
         params: PyTree, ascent_state: PyTree, *args: Any, **kwargs: Any
     ) -> tuple[Any, PyTree, PyTree]:
-        call = _bind(loss_fn, params, args, kwargs, options)
+        call = bind(loss_fn, params, args, kwargs, options)
         check_state("ascent_state", ascent, ascent_state, call.params)
         count = sharing(options.m, call.batch, options.axis_name).parts
         parts = split_call(call, count, [False] * len(call.leaves))
@@ -123,25 +108,6 @@ def _sharpen_in_one_pass(
         return (loss, aux) if options.has_aux else loss, call.treedef.unflatten(grads), state
 
     return value_and_grad_at_epsilon
-
-
-def _bind(
-    loss_fn: Callable[..., Any],
-    params: PyTree,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    options: Options,
-) -> Call:
-    return bind(
-        loss_fn,
-        params,
-        args,
-        kwargs,
-        has_aux=options.has_aux,
-        axis_name=options.axis_name,
-        batch_argnums=options.batch_argnums,
-        why=options.why,
-    )
 
 
 def check_options(options: Options) -> Options:
@@ -179,27 +145,6 @@ def _second_loss(
     if choose is None:
         return None
     return lambda moved, clean, seen: call.loss(moved, choose(call.batch, clean, seen))
-
-
-def _update(
-    ascent: optax.GradientTransformation, ascent_state: PyTree, call: Call, grads: Leaves
-) -> tuple[Leaves, PyTree]:
-    """ε from gradients, and the new state."""
-    epsilon, state = ascent.update(call.treedef.unflatten(grads), ascent_state, call.params)
-    return call.treedef.flatten_up_to(epsilon), state
-
-
-def _ascend(
-    parts: Parts,
-    update: Callable[[Leaves], tuple[Leaves, PyTree]],
-    devices: int,
-    axis_name: AxisName | None,
-    grads: Leaves,
-) -> tuple[Leaves, PyTree]:
-    """ε of every copy from the gradients of every copy, on this device, and the new state."""
-    if devices > 1 and axis_name is not None:
-        grads = mean_over_groups(grads, axis_name, devices)
-    return parts.ascend(update, grads)
 
 
 @jax.custom_jvp

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from samon_jax._fields import Field
-from samon_jax._passes.sharpen import Options
+from samon_jax._passes.calls import Options
 from samon_jax.errors import UserError
 from samon_jax.masks import Mask
 from samon_jax.methods.method import LearningRate, LossesFn, Now

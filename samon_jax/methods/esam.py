@@ -10,10 +10,10 @@ import optax
 
 from samon_jax._checks import Ascent, check_function, check_inner
 from samon_jax._fields import Field, number
-from samon_jax._passes.calls import take_apart
+from samon_jax._passes.calls import Choose, Options, take_apart
 from samon_jax._passes.examples import count_examples, positions, share_of
 from samon_jax._passes.m_sharpness import AxisName
-from samon_jax._passes.sharpen import Choose, Options, sharpen
+from samon_jax._passes.sharpen import sharpen
 from samon_jax._passes.trees import flatten
 from samon_jax.methods._recipe import Conflict, Fields, Member, Recipe, Setting, keys_of
 from samon_jax.methods.method import SHARP, LossesFn, Now

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from samon_jax._fields import Field, integer
+from samon_jax._passes.calls import Options
 from samon_jax._passes.m_sharpness import AxisName
-from samon_jax._passes.sharpen import Options
 from samon_jax._passes.trees import dot, flatten, scale_and_norm, widen
 from samon_jax.errors import UserError
 from samon_jax.methods._recipe import Conflict, Fields, Member, Recipe, Setting

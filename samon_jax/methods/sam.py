@@ -8,8 +8,9 @@ import jax
 import optax
 
 from samon_jax._fields import Field, boolean, integer, number, one_of, optional, refuse, text
+from samon_jax._passes.calls import Options
 from samon_jax._passes.m_sharpness import AxisName
-from samon_jax._passes.sharpen import Options, sharpen
+from samon_jax._passes.sharpen import sharpen
 from samon_jax.errors import UserError
 from samon_jax.masks import (
     SPARSITY,

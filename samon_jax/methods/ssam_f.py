@@ -9,10 +9,10 @@ import optax
 
 from samon_jax._checks import Ascent, check_inner
 from samon_jax._fields import Field, integer
+from samon_jax._passes.calls import Options
 from samon_jax._passes.collectives import pmean
 from samon_jax._passes.examples import count_examples
 from samon_jax._passes.m_sharpness import AxisName, vary
-from samon_jax._passes.sharpen import Options
 from samon_jax._passes.trees import widen
 from samon_jax.masks import SPARSITY
 from samon_jax.methods import _sparse
