@@ -41,9 +41,8 @@ def cached_splits(
 ) -> dict[str, Split]:
     """Reads the splits from `path`, or decodes and writes them there.
 
-    The file is written under another name and renamed, so that a run which dies, or several that
-    start at once, leave no half file. An unreadable file is written anew. If the directory
-    is not writable, a warning says so and nothing is cached.
+    An unreadable file is written anew. If the directory is not writable, a warning says so and
+    nothing is cached.
 
     Args:
       path: .npz file whose name identifies the contents.
@@ -87,14 +86,22 @@ def _check_shapes(splits: dict[str, Split], shape: tuple[int, ...]) -> None:
 
 
 def _write(path: Path, splits: dict[str, Split]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {}
     for name, split in splits.items():
         arrays[f"{name}/images"], arrays[f"{name}/labels"] = split.images, split.labels
+    write_whole(path, lambda file: np.savez(file, **arrays))
+
+
+def write_whole(path: Path, write: Callable[[Any], None]) -> None:
+    """Writes a file of the cache by `write(file)` under another name, and renames it.
+
+    So a run which dies, or several that start at once, leave no half file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **arrays)
+            write(file)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -3,15 +3,12 @@
 import hashlib
 import io
 import logging
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
-from samon_jax.data.cache import cache_dir
+from samon_jax.data.cache import cache_dir, write_whole
 from samon_jax.data.text_files import Pairs
 from samon_jax.errors import UserError
 
@@ -94,7 +91,7 @@ def make_vocabulary(pairs: Pairs, size: int) -> Vocabulary:
         _log.warning("cache %s cannot be read (%s); training it again", path, error)
     model = _train([*pairs.source, *pairs.target], size)
     try:
-        _write(path, model)
+        write_whole(path, lambda file: file.write(model))
     except OSError as error:
         _log.warning("cache %s cannot be written (%s); the next run trains again", path, error)
     return Vocabulary(model)
@@ -130,16 +127,3 @@ def _reason(error: RuntimeError) -> str:
     """The last sentence of a message of SentencePiece, in one line and without its source file."""
     text = " ".join(str(error).split())
     return text.rpartition("] ")[2] or text
-
-
-def _write(path: Path, model: bytes) -> None:
-    # Renamed into place, so that runs which start together leave no half file.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(model)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
