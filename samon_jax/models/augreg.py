@@ -4,13 +4,14 @@ The authors publish them as npz files. The fine-tuning of Table 13 starts from t
 trained on ImageNet-21k.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from samon_jax.errors import UserError
 
@@ -49,7 +50,7 @@ def load(path: Path, params: PyTree) -> tuple[PyTree, list[str]]:
       UserError: the file cannot be read, or arrays are missing, unknown or of another shape.
     """
     arrays = _read(path)
-    shapes = {name: tuple(leaf.shape) for name, leaf in _flat(params).items()}
+    shapes = {name: tuple(x.shape) for name, x in flatten_dict(params, sep="/").items()}
     _check_model(shapes)
     heads = np.shape(arrays.get(f"{_block(0)}/{_ATTENTION}/query/bias", ()))[:1]
     parts = _parts(shapes, max((1, *heads)))
@@ -62,14 +63,8 @@ def load(path: Path, params: PyTree) -> tuple[PyTree, list[str]]:
         found[ours] = arrays[theirs] if same else np.zeros(shapes[ours], np.float32)
     if not (_HEAD[1] in arrays and arrays[_HEAD[1]].shape == shapes["head/bias"]):
         notes.append(_about_head(arrays, shapes["head/bias"][0]))
-    tree: dict[str, Any] = {}
-    for name, array in found.items():
-        *modules, leaf = name.split("/")
-        node = tree
-        for module in modules:
-            node = node.setdefault(module, {})
-        node[leaf] = jnp.asarray(array, jnp.float32)
-    return tree, notes
+    floats = {name: jnp.asarray(array, jnp.float32) for name, array in found.items()}
+    return unflatten_dict(floats, sep="/"), notes
 
 
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -199,8 +194,3 @@ def _check(path: Path, arrays: Mapping[str, np.ndarray], parts: Mapping[str, _Pa
                 f"init_from={str(path)!r} is of another architecture than the model: it {what} "
                 f"{', '.join(names[:3])}{more}"
             )
-
-
-def _flat(params: PyTree) -> dict[str, Any]:
-    join: Callable[[Any], str] = lambda path: "/".join(str(key.key) for key in path)  # noqa: E731
-    return {join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
