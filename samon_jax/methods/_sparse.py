@@ -74,7 +74,10 @@ def initial_state(
 
 
 def masked_step(
-    ascent: optax.GradientTransformation, grads: PyTree, state: SparseState, params: PyTree | None
+    ascent: optax.GradientTransformation,
+    grads: PyTree,
+    state: SparseState,
+    params: PyTree | None = None,
 ) -> tuple[PyTree, SparseState]:
     epsilon, ascent_state = ascent.update(grads, state.ascent_state, params)
     epsilon = jax.tree.map(lambda e, m: jnp.where(m, e, 0), epsilon, state.mask)

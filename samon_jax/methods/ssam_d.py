@@ -1,5 +1,6 @@
 """SSAM-D: ε under a mask that drops its flattest entries and regrows others (Mi et al. 2022)."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -73,9 +74,6 @@ def ssam_d(
     integer(1)("total_updates", total_updates)
     integer(1)("update_every", update_every)
 
-    def init(params: PyTree) -> SparseState:
-        return initial_state(ascent, sparsity, key, params)
-
     def renew(grads: PyTree, state: SparseState) -> PyTree:
         if axis_name is not None:
             grads = pmean(grads, axis_name)
@@ -97,7 +95,7 @@ def ssam_d(
         mask = jax.lax.cond(due, renew, keep, grads, state)
         return masked_step(ascent, grads, state._replace(mask=mask), params)
 
-    return Ascent(init, update)
+    return Ascent(partial(initial_state, ascent, sparsity, key), update)
 
 
 def drop_and_regrow(mask: PyTree, grads: PyTree, share: jax.Array, key: jax.Array) -> PyTree:

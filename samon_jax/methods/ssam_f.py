@@ -1,6 +1,7 @@
 """SSAM-F: ε under a mask of the entries of largest Fisher information (Mi et al. 2022)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,16 +61,7 @@ def ssam_f(
     check_inner(ascent)
     SPARSITY("sparsity", sparsity)
 
-    def init(params: PyTree) -> SparseState:
-        return initial_state(ascent, sparsity, key, params)
-
-    def update(
-        grads: PyTree, state: SparseState, params: PyTree | None = None
-    ) -> tuple[PyTree, SparseState]:
-        epsilon, state = masked_step(ascent, grads, state, params)
-        return epsilon, state
-
-    return Ascent(init, update)
+    return Ascent(partial(initial_state, ascent, sparsity, key), partial(masked_step, ascent))
 
 
 def fisher_information(
