@@ -11,7 +11,6 @@ from typing import Any
 
 from samon_jax.data.folder import FolderRecords, class_names
 from samon_jax.data.imagenet_records import NUM_CLASSES
-from samon_jax.data.streamed import Record
 from samon_jax.errors import UserError
 
 BORDER = 2  # pixels
@@ -76,7 +75,7 @@ def accepted_classes(mappings: Path) -> dict[str, tuple[int, ...]]:
     return dict(sorted(found.items()))
 
 
-class ObjectNetRecords:
+class ObjectNetRecords(FolderRecords):
     """Pictures of the objects that ImageNet has; their labels count the folders in order.
 
     Args:
@@ -95,15 +94,7 @@ class ObjectNetRecords:
         if missing := sorted(set(classes) - there):
             raise UserError(f"{folder / 'images'} lacks the folder {missing[0]!r} of the mappings")
         self.accepted = tuple(classes.values())
-        self._records = FolderRecords(folder / "images", tuple(classes), others=True)
-
-    def __len__(self) -> int:
-        """How many pictures there are."""
-        return len(self._records)
-
-    def read(self, indices: Any) -> list[Record]:
-        """Some of them."""
-        return self._records.read(indices)
+        super().__init__(folder / "images", tuple(classes), others=True)
 
 
 def _json(path: Path) -> Any:
