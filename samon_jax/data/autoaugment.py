@@ -231,9 +231,7 @@ def _affine(images: jax.Array, matrix: Array) -> jax.Array:
 
 def _blend(images: jax.Array, base: Array, factor: Array) -> jax.Array:
     grey = grey_levels(images)
-    pixels = grey.shape[1] * grey.shape[2]
-    # Rounded half up.
-    mean = (2 * grey.sum((1, 2), keepdims=True) + pixels) // (2 * pixels)
+    mean = mean_level(grey)
     kind = base[:, None, None]
     level = jnp.where(kind == _MEAN, mean, jnp.where(kind == _GREY, grey, 0)).astype(jnp.uint8)
     smooth = _computed(_smooth(images))
@@ -260,6 +258,12 @@ def grey_levels(images: jax.Array) -> jax.Array:
     """Luma of ITU-R 601 in Pillow's fixed-point arithmetic: int32 [n, H, W]."""
     red, green, blue = (images[..., i].astype(jnp.int32) for i in range(3))
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+
+
+def mean_level(grey: jax.Array) -> jax.Array:
+    """The mean of each grey picture [n, H, W], rounded half up: int32 [n, 1, 1]."""
+    pixels = grey.shape[1] * grey.shape[2]
+    return (2 * grey.sum((1, 2), keepdims=True) + pixels) // (2 * pixels)
 
 
 def _smooth(images: jax.Array) -> jax.Array:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from samon_jax.data.part import quotas_of
+
 NUM_TEST = 360
 
 
@@ -79,12 +81,8 @@ def stratified_split(labels: np.ndarray, num_test: int) -> tuple[np.ndarray, np.
     # RandomState, because NumPy guarantees that its stream never changes (NEP 19).
     random = np.random.RandomState(0)
     classes, counts = np.unique(labels, return_counts=True)
-    shares = counts * num_test / len(labels)
-    quotas = np.floor(shares).astype(int)
-    largest_remainders = np.argsort(quotas - shares, kind="stable")[: num_test - quotas.sum()]
-    quotas[largest_remainders] += 1
     train, test = [], []
-    for label, quota in zip(classes, quotas, strict=True):
+    for label, quota in zip(classes, quotas_of(counts, num_test), strict=True):
         members = random.permutation(np.flatnonzero(labels == label))
         test.append(members[:quota])
         train.append(members[quota:])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from samon_jax.data.augment import flip
-from samon_jax.data.autoaugment import grey_levels, mix
+from samon_jax.data.autoaugment import grey_levels, mean_level, mix
 
 _DRAWS = 7  # of each picture: flip, three factors, three ranks
 
@@ -57,13 +57,11 @@ def color_jitter(images: jax.Array, factors: jax.Array, order: jax.Array) -> jax
     Returns:
       Images of the same shape and dtype.
     """
-    pixels = images.shape[1] * images.shape[2]
     for place in range(3):
         kind = order[:, place]
         factor = jnp.take_along_axis(factors, kind[:, None], axis=1)[:, 0]
         grey = grey_levels(images)
-        # Rounded half up.
-        mean = (2 * grey.sum((1, 2), keepdims=True) + pixels) // (2 * pixels)
+        mean = mean_level(grey)
         kind = kind[:, None, None]
         base = jnp.where(kind == 0, 0, jnp.where(kind == 1, mean, grey)).astype(jnp.uint8)
         images = mix(images, base[..., None], factor)

@@ -29,8 +29,8 @@ def stratified_part(
     # RandomState, because NumPy guarantees that its stream never changes (NEP 19).
     random = np.random.RandomState(seed)
     classes, counts = np.unique(labels, return_counts=True)
-    held_of = _quotas(counts, held_back)
-    part_of = _quotas(counts, part) if part else counts - held_of
+    held_of = quotas_of(counts, held_back)
+    part_of = quotas_of(counts, part) if part else counts - held_of
     rows, held = [], []
     for label, first, last in zip(classes, part_of, held_of, strict=True):
         members = random.permutation(np.flatnonzero(labels == label))
@@ -39,7 +39,7 @@ def stratified_part(
     return np.sort(np.concatenate(rows)), np.sort(np.concatenate(held))
 
 
-def _quotas(counts: np.ndarray, total: int) -> np.ndarray:
+def quotas_of(counts: np.ndarray, total: int) -> np.ndarray:
     """How many of each class make `total` in the proportions of `counts`."""
     shares = counts * total / counts.sum()
     quotas = np.floor(shares).astype(int)
