@@ -114,7 +114,8 @@ def write_crop(
     """
     part = picture[box.top : box.top + box.height, box.left : box.left + box.width]
     size = (out.shape[1], out.shape[0])
-    out[...] = Image.fromarray(part).resize(size, resampling)
+    # Pillow would copy the part while it holds Python's lock, NumPy does not.
+    out[...] = Image.fromarray(np.ascontiguousarray(part)).resize(size, resampling)
 
 
 def write_centre(picture: np.ndarray, crop: float, out: np.ndarray) -> None:
