@@ -1,12 +1,11 @@
-"""Many processes as one run: how they find each other, tell each other things, and end together.
+"""Many processes as one run: how they find each other and end together.
 
 Every process runs the same program. They meet at the coordinator, which process 0 runs, and whose
-small key-value store carries what is said here; arrays go from device to device.
+small key-value store carries what is said (`messages`); arrays go from device to device.
 """
 
 import contextlib
 import itertools
-import json
 import os
 import signal
 import socket
@@ -15,16 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax._src import distributed  # the store has no public name
 from jax.experimental import multihost_utils
 
 from samon_jax.errors import UserError
-from samon_jax.processes import watch
+from samon_jax.processes import messages, watch
 from samon_jax.processes.signals import stop_signals
-from samon_jax.processes.watch import PREFIX
 
 # Longer than `watch.DEAD_SECONDS`, which names the dead; JAX's defaults are minutes.
 _HEARTBEAT_SECONDS = 40
@@ -138,15 +136,15 @@ def joined(given: Given) -> Iterator[None]:
     _connect(given)
     # Not from JAX's functions, which start the devices: they may be what fails.
     us = distributed.global_state
-    watching = watch.start(_client(), us.process_id, us.num_processes)
+    watching = watch.start(messages.client(), us.process_id, us.num_processes)
     status: int | None = None
     try:
         yield
     except SystemExit as end:  # all of them end so: a signal asked for it
         status = end.code if isinstance(end.code, int) else 0
-    _set(f"done/{us.process_id}", "")
+    messages.put(f"done/{us.process_id}", "")
     for process in range(us.num_processes):
-        _wait_for(f"done/{process}")
+        messages.wait_for(f"done/{process}")
     watching.set()
     jax.distributed.shutdown()
     if status is not None:
@@ -171,7 +169,7 @@ def fail(line: str, status: int, *, lost: bool = False) -> None:
             time.sleep(watch.DEAD_SECONDS + 3)
             print(f"error: {name()}{line}", file=sys.stderr)  # it was something else, then
         us = distributed.global_state
-        watch.tell_failure(_client(), us.process_id, us.num_processes, line, status)
+        watch.tell_failure(messages.client(), us.process_id, us.num_processes, line, status)
     _flush()
     os._exit(status)
 
@@ -199,45 +197,6 @@ def name() -> str:
         return ""
     state = distributed.global_state
     return f"process {state.process_id} on {socket.gethostname()}: "
-
-
-def tell(what: str, value: Any) -> None:
-    """Process 0 gives all others a value, and waits until they have `hear`d it.
-
-    Args:
-      what: it is; the same name can be used again.
-      value: as JSON can hold it.
-    """
-    others = range(1, jax.process_count())
-    if not others:
-        return
-    _set(f"tell/{what}", json.dumps(value))
-    for process in others:
-        _wait_for(f"heard/{what}/{process}")
-    for process in others:
-        _client().key_value_delete(f"{PREFIX}/heard/{what}/{process}")
-    _client().key_value_delete(f"{PREFIX}/tell/{what}")
-
-
-def hear(what: str) -> Any:
-    """What process 0 tells."""
-    value = json.loads(_wait_for(f"tell/{what}"))
-    _set(f"heard/{what}/{jax.process_index()}", "")
-    while _has(f"tell/{what}"):  # or the next one of this name would be this one
-        time.sleep(0.005)
-    return value
-
-
-def collect(what: str, value: Any) -> list[Any] | None:
-    """Every process gives process 0 a value; the values of all there, None elsewhere."""
-    if jax.process_index() > 0:
-        _set(f"collect/{what}/{jax.process_index()}", json.dumps(value))
-        return None
-    values = [value]
-    for process in range(1, jax.process_count()):
-        values.append(json.loads(_wait_for(f"collect/{what}/{process}")))
-        _client().key_value_delete(f"{PREFIX}/collect/{what}/{process}")
-    return values
 
 
 @contextlib.contextmanager
@@ -321,34 +280,6 @@ def _reach(address: str, timeout: int) -> None:
                     f"{error.strerror or error}"
                 ) from None
             time.sleep(0.2)
-
-
-def _client() -> Any:
-    return distributed.global_state.client
-
-
-def _set(key: str, value: str) -> None:
-    _client().key_value_set(f"{PREFIX}/{key}", value, allow_overwrite=True)
-
-
-def _has(key: str) -> bool:
-    try:
-        _client().key_value_try_get(f"{PREFIX}/{key}")
-    except jax.errors.JaxRuntimeError as error:
-        if "NOT_FOUND" not in str(error):
-            raise
-        return False
-    return True
-
-
-def _wait_for(key: str) -> str:
-    """The value of a key as soon as there is one; whoever watches ends the program if need be."""
-    while True:
-        try:
-            return _client().blocking_key_value_get(f"{PREFIX}/{key}", 5000)
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise
 
 
 def _flush() -> None:

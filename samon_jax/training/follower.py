@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import samon_jax
 from samon_jax import tasks
 from samon_jax.errors import UserError
-from samon_jax.processes import cluster
+from samon_jax.processes import cluster, messages
 from samon_jax.training.config import flat
 from samon_jax.training.journal import first_state, measure
 from samon_jax.training.run import Run
@@ -44,12 +44,12 @@ def agree(what: str, facts: Callable[[], Mapping[str, Any]]) -> None:
     """
     if jax.process_count() == 1:
         return
-    values = cluster.collect(what, [cluster.name().rstrip(": "), facts()])
+    values = messages.collect(what, [cluster.name().rstrip(": "), facts()])
     if values is None:
-        difference = cluster.hear(what)
+        difference = messages.hear(what)
     else:
         difference = _difference(values)
-        cluster.tell(what, difference)
+        messages.tell(what, difference)
     if difference:
         raise UserError(difference)
 
@@ -113,8 +113,8 @@ def start(run: Run, directory: Path) -> tuple[TrainState | None, dict[str, Any] 
     Raises:
       UserError: this host does not see the work directory.
     """
-    _check_visible(directory, cluster.hear("lock"))
-    found = cluster.hear("start")
+    _check_visible(directory, messages.hear("lock"))
+    found = messages.hear("start")
     if "summary" in found:
         return None, found["summary"]
     if found["step"] == 0:
@@ -146,7 +146,7 @@ class Follower:
 
     def __init__(self, run: Run, state: TrainState) -> None:
         self._run = run
-        if cluster.hear("again"):
+        if messages.hear("again"):
             measure(run, state)
 
     def steps(self, step: int, metrics: StepMetrics) -> None:
@@ -169,4 +169,4 @@ class Follower:
     def finish(self, state: TrainState) -> dict[str, Any]:
         """The summary that process 0 has written."""
         self._run.devices.to_host(state.params)
-        return cluster.hear("summary")
+        return messages.hear("summary")

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 import samon_jax as samon
 from samon_jax import drawing, tasks
 from samon_jax.errors import UserError
-from samon_jax.processes import cluster
+from samon_jax.processes import messages
 from samon_jax.training.config import changes, check_identity, identity
 from samon_jax.training.run import Run
 from samon_jax.training.state import TrainState
@@ -148,7 +148,7 @@ class Journal:
         self.run, self.directory, self._name = run, directory, name
         self.records = files.trim_metrics(directory, step, say, run.task.metrics)
         lacks = _lacks_record(self.records, step, run.steps_per_epoch)
-        cluster.tell("again", lacks)
+        messages.tell("again", lacks)
         if lacks:
             say(f"the line of step {step} is missing in {files.METRICS}: evaluating again")
             before = self.records[-1]["seconds"] if self.records else 0.0

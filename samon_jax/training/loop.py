@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from samon_jax.processes import cluster
+from samon_jax.processes import cluster, messages
 from samon_jax.training.follower import Follower, agree, machine, settings, start, weights
 from samon_jax.training.journal import Journal, Writes, claim, finished, flops_of, start_or_resume
 from samon_jax.training.run import Run, set_up
@@ -48,17 +48,17 @@ def train(config: ConfigDict, directory: Path) -> dict[str, Any]:
         return _follow(run, directory)
     with locked(directory, say):
         claim(directory, run.config)
-        cluster.tell("lock", lock.text(directory))
+        messages.tell("lock", lock.text(directory))
         if summary := finished(run, directory):
-            cluster.tell("start", {"summary": summary})
+            messages.tell("start", {"summary": summary})
             return summary
         state = start_or_resume(run, directory)
-        cluster.tell("start", {"step": int(state.step)})
+        messages.tell("start", {"step": int(state.step)})
         agree("the weights", lambda: weights(run, state))
         with contextlib.closing(Journal(run, directory, state)) as journal:
             state = train_epochs(run, state, journal)
         summary = journal.finish(state, flops_of(run))
-        cluster.tell("summary", summary)
+        messages.tell("summary", summary)
         return summary
 
 

@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 from samon_jax.errors import UserError
-from samon_jax.processes import cluster, local, watch
+from samon_jax.processes import cluster, local, messages, watch
 from samon_jax.processes.cluster import Given, complete
 from samon_jax.training import compare, follower
 from samon_jax.training.run import set_up
@@ -326,7 +326,7 @@ def test_a_process_that_hangs_is_named(hangs, line, monkeypatch):
 
 def test_alone_nothing_happens():
     with cluster.joined(Given(distributed=False)):
-        cluster.tell("anything", 1)
+        messages.tell("anything", 1)
     cluster.fail("a line", 3)
     assert cluster.name() == ""
     with cluster.stop_requests() as must_stop:

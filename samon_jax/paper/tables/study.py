@@ -79,7 +79,9 @@ _ROWS = (
         (),
         MANY,
     ),
-    _Row("SAM-ON in one pass, average", "average", _on(sam__direction="average"), (0.2, 0.5, 1), FEW),
+    _Row(
+        "SAM-ON in one pass, average", "average", _on(sam__direction="average"), (0.2, 0.5, 1), FEW
+    ),
     _Row("SAM-ON in one pass, momentum", "momentum", _on(sam__direction="momentum"), _WIDE, FEW),
     _Row("SAM-ON in one pass, previous", "previous", _on(sam__direction="previous"), _WIDE, FEW),
     _Row("SAM-ON, last stage", "stage3", _on(sam__mask="only_norm_in:stage3"), _WIDE, FEW),
