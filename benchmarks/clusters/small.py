@@ -35,8 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
 class Small(nn.Module):
     """Two layers with BatchNorm.
 
-    Not with ReLU: where a sum is rounded otherwise, a unit at its kink may switch, which is then all
-    that one sees. A change of every parameter by 1e-7 grew to 2e-3 in 50 steps of SAM so.
+    Not with ReLU: where a sum is rounded otherwise, a unit at its kink may switch, which is then
+    all that one sees. A change of every parameter by 1e-7 grew to 2e-3 in 50 steps of SAM so.
     """
 
     num_classes: int
