@@ -12,7 +12,18 @@ from samon_jax._fields import Field, number, one_of, text
 from samon_jax.errors import UserError
 from samon_jax.tasks.task import Aux, Task, Variables
 
-__all__ = ["FIELDS", "TASKS", "Aux", "Entry", "Task", "Variables", "create", "files", "register"]
+__all__ = [
+    "FIELDS",
+    "TASKS",
+    "Aux",
+    "Entry",
+    "Task",
+    "Variables",
+    "create",
+    "files",
+    "measured_split",
+    "register",
+]
 
 DTYPES = ("float32", "bfloat16")
 
@@ -94,6 +105,11 @@ def files(task: Task) -> dict[str, bytes]:
     """What a work directory must keep so that the task can be made again, by name."""
     make = TASKS[task.name].files if task.name in TASKS else None
     return make(task) if make is not None else {}
+
+
+def measured_split(task: Task) -> str:
+    """The split that a run is measured on: "test" if its score is "test_accuracy"."""
+    return task.score.partition("_")[0]
 
 
 from samon_jax.tasks import bleu, classification, translation  # noqa: E402

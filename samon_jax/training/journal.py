@@ -276,7 +276,7 @@ class Journal:
 def measure(run: Run, state: TrainState) -> dict[str, Any]:
     """The record of metrics.jsonl for the state after an epoch, without its times."""
     step = int(state.step)
-    split = run.task.score.partition("_")[0]
+    split = tasks.measured_split(run.task)
     of_training = run.task.describe({name: float(x) for name, x in state.sums.items()})
     return {
         "epoch": step // run.steps_per_epoch,
@@ -297,7 +297,7 @@ def flops_of(run: Run) -> dict[str, float | None]:
 
 
 def _result(run: Run, summary: dict[str, Any]) -> str:
-    split = run.task.score.partition("_")[0]
+    split = tasks.measured_split(run.task)
     own = {name.removeprefix(f"{split}_"): summary[name] for name in run.task.metrics}
     return f"{split} {run.task.show(own)}"
 

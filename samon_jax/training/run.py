@@ -275,7 +275,7 @@ def set_up(config: ConfigDict) -> Run:
             f"{run.total_steps} steps, so that nothing would be trained"
         )
     run.template()  # does the mask select anything?
-    source.evaluation(programs.parts.task.score.partition("_")[0])  # not only after an epoch
+    source.evaluation(tasks.measured_split(programs.parts.task))  # not only after an epoch
     return run
 
 

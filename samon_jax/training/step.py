@@ -142,12 +142,12 @@ def _of_all_devices(
     parts: Parts, state: TrainState, batch: PyTree, found: Gradient
 ) -> tuple[PyTree, jax.Array, PyTree, dict[str, jax.Array]]:
     """Gradient, loss and running statistics, averaged over the devices, and the sums."""
-    means = [found.loss, _next_model_state(parts, state, batch, found)]
-    if not parts.method.averages:
-        means.append(found.grads)
+    averaged = parts.method.averages
+    model_state = _next_model_state(parts, state, batch, found)
+    means = (found.loss, model_state, () if averaged else found.grads)
     sums = {name: jnp.sum(value) for name, value in found.aux.sums.items()}
-    (loss, model_state, *grads), sums = means_and_counts(means, sums, parts.axis_name)
-    return grads[0] if grads else found.grads, loss, model_state, sums
+    (loss, model_state, grads), sums = means_and_counts(means, sums, parts.axis_name)
+    return found.grads if averaged else grads, loss, model_state, sums
 
 
 def _next_model_state(parts: Parts, state: TrainState, batch: PyTree, found: Gradient) -> PyTree:

@@ -101,10 +101,11 @@ def _open(path: Path) -> tuple[int, bool]:
             owner = _owner(descriptor)
             # A file server may hold the lock of a dead host for minutes: ask for a sign of life.
             elsewhere = owner.get("host", socket.gethostname()) != socket.gethostname()
-            if error.errno in _NO_LOCKS or elsewhere:
+            busy = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+            if error.errno in _NO_LOCKS or (busy and elsewhere):
                 return descriptor, False
             os.close(descriptor)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            if busy:
                 raise _in_use(path.parent, owner) from None
             raise
         # Whoever held it may have removed the file in between: then this is no longer the file.
