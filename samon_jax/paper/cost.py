@@ -113,7 +113,7 @@ def cell_cost(
       search: whether radii are searched.
     """
     seeds = seeds or cell.seeds or table.seeds
-    if cell.chosen_by is not None:  # by runs of their own, which are not left out
+    if cell.searches_unasked and cell.chosen_by is not None:
         runs = len(cell.rho.values) + seeds - (cell.chosen_by.fields == cell.fields)
     elif cell.rho.kind == "search":
         runs = len(cell.rho.values) + seeds - 1 if search else 0

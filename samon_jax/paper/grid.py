@@ -160,6 +160,11 @@ class Cell:
     seeds: int | None = None
     chosen_by: "Cell | None" = None
 
+    @property
+    def searches_unasked(self) -> bool:
+        """Whether ρ is searched without --search: in studies of our own."""
+        return self.chosen_by is not None and self.published is None
+
 
 class StandIns(NamedTuple):
     """Fields that the smoke test of a table's cells sets, where it is not of CIFAR.

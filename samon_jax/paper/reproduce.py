@@ -11,7 +11,7 @@ from samon_jax.errors import UserError
 from samon_jax.paper import results
 from samon_jax.paper.catalog import find
 from samon_jax.paper.cost import listing
-from samon_jax.paper.grid import ACCURACY, Cell, Table
+from samon_jax.paper.grid import Cell, Table
 from samon_jax.paper.pictures import draw
 from samon_jax.paper.results import Result
 from samon_jax.paper.runs import Finished, Runs, radii, suffix
@@ -159,8 +159,9 @@ def _searched(
         return Result(cell, found, None, "failed", next(iter(errors.values())), errors)
     if chosen is None:
         tries = ", ".join(f"{rho:g}" for rho in cell.rho.values)
-        state = "not finished" if found or errors or cell.chosen_by else "rho unknown"
-        how = f"ρ is chosen first, of {tries}" if cell.chosen_by else f"--search tries {tries}"
+        unasked = cell.searches_unasked
+        state = "not finished" if found or errors or unasked else "rho unknown"
+        how = f"ρ is chosen first, of {tries}" if unasked else f"--search tries {tries}"
         return Result(cell, found, None, state, how, errors)
     if chosen in errors:
         return Result(cell, found, chosen, "failed", errors[chosen], errors)
@@ -185,8 +186,7 @@ def best_rho(
     Returns:
       None until every ρ has been tried.
     """
-    metric = cell.metric if cell.metric.measure is None else ACCURACY
-    first = {rho: runs[0].value(metric) for rho, runs in found.items() if runs[0].seed == 0}
+    first = {rho: runs[0].value(cell.metric) for rho, runs in found.items() if runs[0].seed == 0}
     if not first or {*first, *errors} < {*cell.rho.values}:
         return None
     return max(first, key=lambda rho: (first[rho], -rho))
@@ -204,7 +204,7 @@ def _train(selected: Selection, request: Request, directory: Path) -> tuple[int,
             if cell_result(table, cell, runs).state == "finished":
                 say(f"{name}: finished")
                 continue
-            if cell.rho.kind == "search" and not (request.search or cell.chosen_by):
+            if cell.rho.kind == "search" and not (request.search or cell.searches_unasked):
                 say(f"{name}: rho unknown, left out; --search would try {len(radii(cell))} values")
                 continue
             say(name)

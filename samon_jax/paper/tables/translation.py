@@ -1,5 +1,6 @@
 """Table 16: German to English with a Transformer on IWSLT'14."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ FIELDS: dict[str, Any] = {
     "checkpoint.every_epochs": 1,  # the best is evaluated
 }
 
+VAL_BLEU = Metric("val_bleu", "BLEU on the validation set")
+
 _RHO = Rho("search", (0.05, 0.1, 0.2, 0.5), "not printed; these values are ours")
 
 # IWSLT'14 as fairseq prepares it: sentence pairs, and sub-words of a side (10,000 in all).
@@ -61,7 +64,10 @@ def tables() -> tuple[Table, ...]:
     )
     bleu = Metric("test_bleu", "BLEU", measure=bleu_of_test)
     cells = tuple(
-        Cell(label("Transformer"), label(name), FIELDS | fields, rho, Published.read(text), bleu)
+        tested(
+            Cell(label("Transformer"), label(name), FIELDS | fields, rho, Published.read(text)),
+            bleu,
+        )
         for (name, fields, rho), text in zip(methods, _TABLE_16, strict=True)
     )
     notes = (
@@ -82,6 +88,13 @@ def tables() -> tuple[Table, ...]:
             forward_operations=forward_operations,
         ),
     )
+
+
+def tested(cell: Cell, bleu: Metric) -> Cell:
+    """A cell whose metric is BLEU on the test set, and whose ρ is chosen on the validation set."""
+    chooses = dataclasses.replace(cell, published=None, metric=VAL_BLEU)
+    chosen_by = chooses if cell.rho.kind == "search" else None
+    return dataclasses.replace(cell, metric=bleu, chosen_by=chosen_by)
 
 
 def bleu_of_test(directory: Path, beam: int | None = None) -> float:

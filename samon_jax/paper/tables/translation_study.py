@@ -5,7 +5,6 @@ German to English, and a Transformer of 1.5 million parameters. ρ is chosen on 
 the run that is chosen is also the first of the three seeds, so that none is trained twice.
 """
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,12 @@ FIELDS: dict[str, Any] = table16.FIELDS | {
     "translation.beam": 1,  # of the validation after every epoch
 }
 
-# ‖ε‖ of the published runs on Transformers is ten times as large where only norms are perturbed.
-_ON, _ALL = (0.5, 1, 2), (0.05, 0.1, 0.2)
+# Ten epochs fit the training set less than well, so radii are smaller than those of images: at
+# ρ = 0.5 SAM-ON's training loss stays above AdamW's from the first epoch on.
+_ON, _ALL = (0.05, 0.15, 0.5), (0.05, 0.1, 0.2)
 
-_VAL_BLEU = Metric("val_bleu", "BLEU on the validation set")
 # Curves of what is measured after every epoch.
-_draw = functools.partial(curves.draw, of=_VAL_BLEU)
+_draw = functools.partial(curves.draw, of=table16.VAL_BLEU)
 
 _NOTES = (
     f"{EPOCHS} epochs, a cosine after one epoch of warm-up; every epoch the validation set is "
@@ -64,9 +63,7 @@ def tables() -> tuple[Table, ...]:
         (("SAM-all", "all"), recipes.perturbed("sam", "all"), _ALL),
     ):
         rho = Rho("search", grid, "our grid") if grid else NO_RHO
-        chooses = Cell(label(names), column, FIELDS | method, rho, None, _VAL_BLEU)
-        chosen_by = chooses if grid else None
-        cells.append(dataclasses.replace(chooses, metric=bleu, chosen_by=chosen_by))
+        cells.append(table16.tested(Cell(label(names), column, FIELDS | method, rho), bleu))
     title = "Translation, Multi30k German to English, a Transformer of 1.5 million parameters"
     return (
         Table(
