@@ -63,7 +63,8 @@ def run(arguments: cli.Arguments) -> None:
     elif arguments.mode == "translate":
         lines = read_lines(arguments.input)
         said = translate(workdirs[0], lines, arguments.checkpoint, arguments.overrides)
-        print("\n".join(said))
+        for line in said:
+            print(line)
     elif arguments.mode == "analyze":
         from samon_jax.analysis.report import analyze
         from samon_jax.paper.printed import of_run

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from samon_jax import methods
+from samon_jax import methods, tasks
 
 
 def describe(config: ConfigDict) -> str:
@@ -19,7 +19,7 @@ def describe(config: ConfigDict) -> str:
       'layerwise_l2, only_norm, ρ = 0.2, GSAM with α = 0.4'
     """
     method = methods.describe(
-        config.sam.to_dict(), epochs=config.epochs, batch_size=config.batch_size
+        config.sam.to_dict(), epochs=config.epochs, batch_size=tasks.rows(config)
     )
     others = {
         "norm parameters fixed": config.fix_norm,

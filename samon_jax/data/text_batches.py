@@ -70,7 +70,8 @@ def make_plan(lengths: np.ndarray, tokens: int, shapes: int, multiple: int = 1) 
     if tokens < multiple * ends[-1]:
         raise UserError(
             f"translation.batch_tokens={tokens} is not allowed; it must be at least "
-            f"{multiple * ends[-1]}, {multiple} sentences of {ends[-1]} sub-words"
+            f"{multiple * ends[-1]}, {multiple} sentences of {ends[-1]} sub-words (batch_size, the "
+            "devices and sam.m on each of them divide the sentences of every batch)"
         )
     classes = np.searchsorted(ends, longer)
     made, steps, left, widest = [], [], 0, np.zeros(2, int)

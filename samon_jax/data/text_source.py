@@ -167,7 +167,7 @@ class TextSource:
         return kinds
 
     def evaluation(self, split: str = "test") -> Any:
-        """`TextExamples` of a split, in the order of lengths."""
+        """`TextExamples` of a split, short sentences first."""
         pairs = self._read(split)
         sentences = self._cut(encode(self.vocabulary, pairs), split)
         return TextExamples((), same, self._eval_batches(sentences), pairs, self.vocabulary.digest)
@@ -258,6 +258,7 @@ def source_of(config: Any, devices: int, share: Share) -> TextSource:
                 f"data.{field}={config.data[field]} is not allowed with task='translation', whose "
                 "sentences have no classes; it must be 0"
             )
+    sharing = max(config.sam.m, 1)  # sentences of an ε, on every device
     return TextSource(
         reader(config),
         vocabulary_of(config),
@@ -265,7 +266,7 @@ def source_of(config: Any, devices: int, share: Share) -> TextSource:
         eval_tokens=fields.eval_tokens,
         shapes=fields.shapes,
         # Of training already; an evaluation may have other devices.
-        multiple=math.lcm(config.batch_size, devices),
+        multiple=math.lcm(config.batch_size, devices, devices // config.devices.fsdp * sharing),
         max_length=fields.max_length,
         share=share,
     )

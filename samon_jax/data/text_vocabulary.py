@@ -27,11 +27,17 @@ class Vocabulary:
     """
 
     def __init__(self, model: bytes) -> None:
-        """Loads a model that `train` has made."""
+        """Loads a model that training has made.
+
+        Raises:
+          RuntimeError: it is none, or empty.
+        """
         self.model = model
         self.digest = hashlib.sha256(model).hexdigest()[:16]
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.size = int(self._processor.vocab_size())
+        if not self.size:  # of which SentencePiece says nothing until it is used
+            raise RuntimeError("it is empty")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.digest == other.digest

@@ -171,18 +171,18 @@ def from_fields(
     return _cook(recipe, fields, setting, prefix)
 
 
-def changes(fields: Fields, *, epochs: int, batch_size: int) -> list[str]:
+def changes(fields: Fields, *, epochs: int, batch_size: int | None) -> list[str]:
     """What a method does unlike plain SAM of its variant, mask and radius, one entry each.
 
     Args:
       fields: every name of `FIELDS`.
       epochs: of the run.
-      batch_size: examples of a step.
+      batch_size: examples of a step; None where steps differ in them.
     """
     if fields["variant"] == NO_PERTURBATION:
         return []
     found = [text for m in MEMBERS if m.used(fields) for text in m.describe(fields)]
-    if 0 < fields["m"] < batch_size:
+    if fields["m"] and (batch_size is None or fields["m"] < batch_size):
         found.append(f"m = {fields['m']}")
     start, stop = fields["start"], fields["stop"] or epochs
     if (start, stop) != (0, epochs):
@@ -190,13 +190,13 @@ def changes(fields: Fields, *, epochs: int, batch_size: int) -> list[str]:
     return found
 
 
-def describe(fields: Fields, *, epochs: int, batch_size: int) -> str:
+def describe(fields: Fields, *, epochs: int, batch_size: int | None) -> str:
     """The method in one line, with every setting that is not the default.
 
     Args:
       fields: every name of `FIELDS`.
       epochs: of the run.
-      batch_size: examples of a step.
+      batch_size: examples of a step; None where steps differ in them.
 
     Example:
       >>> values = {name: field.default for name, field in FIELDS.items()}

@@ -23,6 +23,7 @@ __all__ = [
     "files",
     "measured_split",
     "register",
+    "rows",
 ]
 
 DTYPES = ("float32", "bfloat16")
@@ -37,6 +38,8 @@ class Entry(NamedTuple):
       files: `files(task)`, what a work directory keeps besides, by name; None for nothing.
       restore: `restore(config, directory) -> Task` from a work directory with these files.
       note: how the metrics are computed, in one line, for who quotes them; "" for nothing to say.
+      rows_differ: whether batches differ in rows, all of them multiples of `batch_size` (and of
+        `sam.m` on every device).
     """
 
     create: Callable[[Any], Task]
@@ -44,6 +47,7 @@ class Entry(NamedTuple):
     files: Callable[[Any], dict[str, bytes]] | None = None
     restore: Callable[[Any, Path], Task] | None = None
     note: Callable[[], str] = str
+    rows_differ: bool = False
 
 
 TASKS: dict[str, Entry] = {}
@@ -107,6 +111,15 @@ def files(task: Task) -> dict[str, bytes]:
     return make(task) if make is not None else {}
 
 
+def rows(config: Any) -> int | None:
+    """Examples of every step over all devices; None where the steps differ in them.
+
+    Args:
+      config: a complete config.
+    """
+    return None if TASKS[config.task].rows_differ else config.batch_size
+
+
 def measured_split(task: Task) -> str:
     """The split that a run is measured on: "test" if its score is "test_accuracy"."""
     return task.score.partition("_")[0]
@@ -123,5 +136,6 @@ register(
         translation.files,
         translation.restore,
         bleu.signatures,
+        rows_differ=True,
     ),
 )

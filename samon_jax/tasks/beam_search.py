@@ -43,6 +43,7 @@ def beam_search(
     *,
     beam: int,
     length: int,
+    limits: jax.Array | None = None,
     penalty: float = 1.0,
     begin: int = 2,
     end: int = 3,
@@ -51,8 +52,7 @@ def beam_search(
 
     Of all continuations of the `beam` hypotheses the 2 · beam most probable ones are looked at;
     those among the first `beam` that end are done, and the first `beam` that do not end go on. A
-    sentence is done when `beam` hypotheses have ended, or at `length` sub-words, where all must
-    end.
+    sentence is done when `beam` hypotheses have ended, or at its limit, where all must end.
 
     Args:
       step: the model.
@@ -60,6 +60,7 @@ def beam_search(
       n: number of sentences.
       beam: number of hypotheses that go on; 1 is greedy search.
       length: largest number of sub-words, `end` included.
+      limits: the same of every sentence, int [n], at most `length`; None = `length`.
       penalty: exponent of the length, `end` included, by which log-probabilities are divided; 0
         compares probabilities, and larger values prefer longer sentences.
       begin: the sub-word before the first.
@@ -78,6 +79,7 @@ def beam_search(
     References:
       Wu et al. 2016, https://arxiv.org/abs/1609.08144, section 7; Ott et al. 2019, fairseq.
     """
+    lasts = jnp.full((n,), length) - 1 if limits is None else limits - 1
     low = jnp.full((n, beam), -jnp.inf)
     empty = jnp.zeros((n, beam, length), jnp.int32)
     first = low.at[:, 0].set(0.0)  # all hypotheses are the same before the first step
@@ -92,7 +94,7 @@ def beam_search(
         at = search.position
         before = jnp.where(at == 0, begin, search.words[:, :, at - 1])
         logits, cache = step(before.reshape(-1), at, search.cache)
-        top = _best(logits, search.scores, at == length - 1, begin, end)
+        top = _best(logits, search.scores, at >= lasts, begin, end)
         ends = top.word == end
         among_first = jnp.arange(2 * beam) < beam
         open_ = search.ended < beam
@@ -128,14 +130,14 @@ class _Top(NamedTuple):
 
 
 def _best(logits: jax.Array, scores: jax.Array, last: jax.Array, begin: int, end: int) -> _Top:
-    """The 2 · beam most probable continuations; at the `last` step only `end` is allowed."""
+    """The 2 · beam most probable continuations; at its `last` step, [n], only `end` is allowed."""
     n, beam = scores.shape
     vocabulary = logits.shape[-1]
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     # Padding (0) and the beginning of a sentence are never said.
     word = jnp.arange(vocabulary)
-    allowed = (word == end) | (~last & (word != 0) & (word != begin))
-    log_p = jnp.where(allowed, log_p, -jnp.inf).reshape(n, beam, vocabulary)
+    allowed = (word == end) | (~last[:, None, None] & (word != 0) & (word != begin))
+    log_p = jnp.where(allowed, log_p.reshape(n, beam, vocabulary), -jnp.inf)
     totals = (scores[..., None] + log_p).reshape(n, beam * vocabulary)
     best, index = jax.lax.top_k(totals, 2 * beam)
     return _Top(best, index // vocabulary, index % vocabulary)

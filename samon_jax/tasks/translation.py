@@ -2,16 +2,17 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from samon_jax import models
 from samon_jax._fields import Field, boolean, integer, number, text
+from samon_jax._passes.collectives import psum
 from samon_jax.data.source import Examples
 from samon_jax.data.text_batches import batches_to_translate
 from samon_jax.data.text_source import TextExamples, cut, vocabulary_of
@@ -24,6 +25,8 @@ from samon_jax.tasks.norm_dropout import norm_dropout
 from samon_jax.tasks.task import Aux, Variables
 
 PyTree = Any
+
+_log = logging.getLogger(__name__)
 
 VOCABULARY = "vocabulary.model"  # in a work directory
 
@@ -81,6 +84,7 @@ class Translation:
       length_penalty: of beam search.
       max_length: longest sentence to translate, in sub-words.
       tokens: largest number of source sub-words in a batch to translate.
+      lowercase: whether it learns from lower-cased text; what it translates is lower-cased then.
     """
 
     model: Transformer
@@ -91,6 +95,7 @@ class Translation:
     length_penalty: float = 1.0
     max_length: int = 256
     tokens: int = 4096
+    lowercase: bool = False
 
     name = "translation"
     score = "val_bleu"
@@ -157,9 +162,9 @@ class Translation:
         program, search = _measuring(self, devices), _searching(self, devices)
         for raw in examples.batches:
             own = devices.shard(raw)
-            found = program(variables, own)
+            found = devices.to_host(program(variables, own))
             sums = _Sums(*(a + b for a, b in zip(sums, map(float, found), strict=True)))
-            lines |= self._lines(search(variables, own))
+            lines |= self._lines(devices.to_host(search(variables, own)))
         said = [lines[i] for i in range(len(examples.pairs.target))]
         return {
             f"{prefix}bleu": bleu(said, examples.pairs.target).score,
@@ -169,26 +174,28 @@ class Translation:
         }
 
     def translate(self, variables: Variables, lines: Sequence[str], devices: Any) -> list[str]:
-        """Translates lines; blank ones stay blank, and what is too long is cut.
+        """Translates lines; blank ones stay blank. What is too long is cut, and a warning says so.
 
         Args:
           variables: replicated on `devices`.
           lines: to translate.
           devices: `training.devices.Devices`.
         """
-        sentences = [
-            cut([*ids, EOS], self.max_length) for ids in self.vocabulary.encode(list(lines))
-        ]
+        known = [line.lower() if self.lowercase else line for line in lines]
+        whole = [[*ids, EOS] for ids in self.vocabulary.encode(known)]
+        sentences = [cut(ids, self.max_length) for ids in whole]
+        if long := sum(len(ids) > self.max_length for ids in whole):
+            _log.warning("%d lines are cut at translation.max_length=%d", long, self.max_length)
         wanted = [i for i, ids in enumerate(sentences) if len(ids) > 1]
         found: dict[int, str] = {}
         search = _searching(self, devices)
         for raw in batches_to_translate([sentences[i] for i in wanted], self.tokens, devices.count):
-            found |= self._lines(search(variables, devices.shard(raw)))
+            found |= self._lines(devices.to_host(search(variables, devices.shard(raw))))
         said = {line: found[i] for i, line in enumerate(wanted)}
         return [said.get(i, "") for i in range(len(lines))]
 
     def _lines(self, found: "_Said") -> dict[int, str]:
-        index, valid, words = (np.asarray(x) for x in found)
+        index, valid, words = found
         texts = self.vocabulary.decode(words[valid])
         return dict(zip(index[valid].tolist(), texts, strict=True))
 
@@ -261,6 +268,7 @@ def _create(config: Any, vocabulary: Vocabulary) -> Translation:
         length_penalty=fields.length_penalty,
         max_length=fields.max_length,
         tokens=fields.eval_tokens,
+        lowercase=fields.lowercase,
     )
 
 
@@ -286,7 +294,7 @@ def cross_entropy(
     return losses, of_label >= jax.lax.stop_gradient(logits).max(-1)
 
 
-def longest_translation(source: int) -> int:
+def longest_translation(source: Any) -> Any:
     """Sub-words that a translation of `source` sub-words may have."""
     return 10 + source * 3 // 2
 
@@ -300,7 +308,7 @@ def _measuring(task: Translation, devices: Any) -> Any:
         each, correct, real = task._words(variables, batch, False, 0.0)
         valid = raw["valid"][:, None]
         sums = _Sums((each * valid).sum(), (correct & valid).sum(), (real & valid).sum())
-        return jax.lax.psum(sums, devices.axis_name)
+        return psum(sums, devices.axis_name)
 
     return devices.compile(step)
 
@@ -333,6 +341,7 @@ def search(task: Translation, variables: Variables, source: jax.Array) -> Any:
         n,
         beam=task.beam,
         length=length,
+        limits=longest_translation((source != PAD).sum(1)),  # whatever the neighbours' lengths
         penalty=task.length_penalty,
         begin=BOS,
         end=EOS,

@@ -80,7 +80,7 @@ def sections() -> dict[str, dict[str, Field]]:
 # and eval_batch_size: programs of another size round differently.
 REPORTING_FIELDS = ("data.dir", "data.threads", "log.", "checkpoint.")
 # What --mode=translate can override, and --mode=eval.
-TRANSLATE_FIELDS = ("translation.beam", "translation.length_penalty")
+TRANSLATE_FIELDS = ("translation.beam", "translation.length_penalty", "translation.eval_tokens")
 EVAL_FIELDS = ("data.dir", "data.threads", "data.held_back", "eval_batch_size", *TRANSLATE_FIELDS)
 
 
@@ -134,7 +134,7 @@ def check(config: ConfigDict) -> None:
     methods.check(
         dict(config.sam),
         **method_context(config),
-        batch_size=config.batch_size,
+        batch_size=tasks.rows(config),
         num_devices=config.num_devices or 1,
     )
 

@@ -1,6 +1,8 @@
 """Starting a run from the weights of another: a work directory, or a file of AugReg's."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,7 +30,10 @@ _HEAD = "params/head/"
 
 
 def start_from(
-    source: str, variables: dict[str, PyTree], data_dir: str | None = None
+    source: str,
+    variables: dict[str, PyTree],
+    data_dir: str | None = None,
+    kept: Mapping[str, bytes] = MappingProxyType({}),
 ) -> tuple[dict[str, PyTree], list[str]]:
     """Replaces initial variables by those of another run or a file.
 
@@ -36,6 +41,7 @@ def start_from(
       source: value of `init_from`.
       variables: parameters and model state as initialized.
       data_dir: value of `data.dir`, where `source` may lie.
+      kept: `tasks.files` of the run, as the vocabulary, which the work directory must hold too.
 
     Returns:
       The variables, and a line for each thing that was not taken as it is.
@@ -51,6 +57,12 @@ def start_from(
         return {**variables, "params": params}, notes
     if not path.is_dir():
         raise UserError(f"init_from={source!r} is neither a work directory nor a file")
+    for name, content in kept.items():
+        if not (path / name).is_file() or (path / name).read_bytes() != content:
+            raise UserError(
+                f"init_from={source!r} does not hold the {name} of this run's data: its weights "
+                "belong to other sub-words"
+            )
     found = checkpoints.restore(path, say=say)
     if found is None:
         raise UserError(f"init_from={source!r} holds no checkpoint")

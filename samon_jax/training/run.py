@@ -137,7 +137,8 @@ class Run:
         """The state before the first step, on the default device; weights of `init_from` if set."""
         state = self.programs.init(np.uint32(self.config.seed), np.float32(self.config.sam.rho))
         if source := self.config.init_from:
-            variables, notes = init_from.start_from(source, state.variables, self.config.data.dir)
+            kept, where = tasks.files(self.task), self.config.data.dir
+            variables, notes = init_from.start_from(source, state.variables, where, kept)
             state = state.replace(params=variables.pop("params"), model_state=variables)
             if self.devices.is_writer:
                 init_from.announce(source, notes)
@@ -229,7 +230,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
             f"batch_size={config.batch_size} is not allowed; it must be a multiple of the {count} "
             "devices"
         )
-    methods.check(dict(config.sam), batch_size=config.batch_size, num_devices=devices.groups)
+    methods.check(dict(config.sam), batch_size=tasks.rows(config), num_devices=devices.groups)
     return config
 
 

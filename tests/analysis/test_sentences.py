@@ -95,7 +95,7 @@ def test_attention_is_a_distribution_over_the_source(run):
 def test_what_is_shown_and_left_out():
     weights = dict.fromkeys(("conv", "norm_scale", "norm_bias", "linear"))
     record = {"task": "translation", "data": "text", "model": "toy", "method": "sgd", "epochs": 1}
-    record |= {"step": 5, "result": "BLEU 1.00", "mean_magnitude": weights, "train_examples": 9}
+    record |= {"step": 5, "result": "BLEU 1.00", "mean_magnitude": weights, "surface_examples": 4}
     record["test_accuracy"] = 0.25
     record |= {"matches_paper": False, "wanted": {"sharpness": 9, "surface": 4}}
     record |= {"norm_parameters_share": 0.1, "norm_share": dict.fromkeys(samon.VARIANTS, 0.2)}

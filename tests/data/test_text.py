@@ -93,9 +93,10 @@ def test_a_vocabulary_is_cached_by_content(own_cache):
     first = make_vocabulary(Pairs(GERMAN, ENGLISH), 60)
     (file,) = own_cache.iterdir()
     assert file.read_bytes() == first.model
-    file.write_bytes(b"damaged")
-    assert make_vocabulary(Pairs(GERMAN, ENGLISH), 60) == first
-    assert file.read_bytes() == first.model
+    for damaged in (b"damaged", b""):
+        file.write_bytes(damaged)
+        assert make_vocabulary(Pairs(GERMAN, ENGLISH), 60) == first
+        assert file.read_bytes() == first.model
     other = make_vocabulary(Pairs(GERMAN, [*ENGLISH[:3], "Rains"]), 60)
     assert other.digest != first.digest
     assert make_vocabulary(Pairs(GERMAN, ENGLISH), 59).size == 59

@@ -104,6 +104,15 @@ def test_narrow_beams_do_as_loops_in_numpy(beam, penalty):
         assert np.isfinite(found.scores[0]).sum() == min(beam, len(expected))
 
 
+def test_every_sentence_has_its_limit():
+    for seed in range(10, 13):
+        table = random_model(seed)
+        found = search(table, 3, beam=2, length=7, limits=np.array([3, 7, 5]))
+        for i, limit in enumerate((3, 7, 5)):
+            expected = in_numpy(table, limit, 1.0, 2)
+            compare((found.words[i], found.scores[i]), expected)
+
+
 def test_a_wide_beam_finds_more_than_a_greedy_one():
     better = 0
     for seed in range(20, 30):

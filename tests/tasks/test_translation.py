@@ -134,8 +134,16 @@ METHODS = {
     "esam": {"esam_beta": 0.6, "esam_gamma": 0.5},
     "looksam": {"look_every": 2},
     "ssam_d": {"sparse": "ssam_d", "mask": "all"},
+    "ssam_f": {"sparse": "ssam_f", "mask": "all", "fisher_samples": 4},
+    "single_pass": {"direction": "momentum"},
     "ascent_fraction": {"ascent_fraction": 0.5},
 }
+
+
+def test_no_method_is_missing():
+    default = {key: field.default for key, field in methods.FIELDS.items()}
+    for member in methods.MEMBERS:
+        assert any(member.used(default | given) for given in METHODS.values()), member
 
 
 @pytest.mark.parametrize(
@@ -190,7 +198,7 @@ def test_both_passes_drop_the_same(run, variables):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_run_from_beginning_to_end(folder, tmp_path, capsys, monkeypatch):
+def test_a_run_from_beginning_to_end(folder, tmp_path, capsys, caplog, monkeypatch):
     config = sentences.config(folder, epochs=2, norm_dropout=0.1)
     summary = loop.train(config, tmp_path / "run")
     assert {"val_bleu", "val_chrf", "val_loss", "train_loss", "steps"} <= set(summary)
@@ -218,9 +226,11 @@ def test_a_run_from_beginning_to_end(folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "run/config.json").write_text(
         (tmp_path / "run/config.json").read_text().replace(str(folder), "/nowhere")
     )
+    caplog.clear()
     lines = reading.translate(tmp_path / "run", ["a b c", "", "d " * 300, "j"])
     assert len(lines) == 4
     assert lines[1] == ""
+    assert "1 lines are cut at translation.max_length=256" in caplog.text
     assert reading.translate(tmp_path / "run", []) == []
 
 
@@ -234,9 +244,42 @@ def test_data_that_changed_are_refused(folder, tmp_path):
         loop.train(sentences.config(text, log__every_seconds=5.0, **greedy), tmp_path / "run")
     with pytest.raises(UserError, match=r"with which the model was trained; is data\.dir the same"):
         reading.evaluate_checkpoint(tmp_path / "run", "newest")
-    (tmp_path / "run/vocabulary.model").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"vocabulary\.model is no vocabulary of SentencePiece"):
-        reading.translate(tmp_path / "run", ["a"])
+    other = sentences.config(text, init_from=str(tmp_path / "run"), **greedy)
+    with pytest.raises(UserError, match=r"does not hold the vocabulary\.model of this run's data"):
+        loop.train(other, tmp_path / "other")
+    for damaged in (b"damaged", b""):
+        (tmp_path / "run/vocabulary.model").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"vocabulary\.model is no vocabulary of SentencePi"):
+            reading.translate(tmp_path / "run", ["a"])
+
+
+def test_a_run_starts_from_weights_of_the_same_vocabulary(folder, tmp_path, capsys):
+    loop.train(sentences.config(folder, translation__beam=1), tmp_path / "run")
+    config = sentences.config(folder, init_from=str(tmp_path / "run"), seed=5)
+    started = set_up(config).initial_state().params
+    trained = reading.read(tmp_path / "run").variables["params"]
+    for ours, theirs in zip(*map(jax.tree.leaves, (started, trained)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "all were taken as they are" in capsys.readouterr().out
+
+
+def test_what_is_translated_is_in_lower_case_where_the_text_was(folder, run, variables):
+    lower = set_up(sentences.config(folder, translation__lowercase=True)).task
+    alone = devices.take(1)
+    own = alone.replicate(variables)
+    lines, lowered = ["A b C d", "j"], ["a b c d", "j"]
+    expected = run.task.translate(own, lowered, alone)
+    assert lower.translate(own, lines, alone) == lower.translate(own, lowered, alone) == expected
+    assert run.task.translate(own, lines, alone) != expected
+
+
+def test_a_translation_does_not_depend_on_its_neighbours(run, variables):
+    """Nor on the padding that they bring: the untrained model talks until its limit."""
+    alone = devices.take(1)
+    own = alone.replicate(variables)
+    (single,) = run.task.translate(own, ["a b"], alone)
+    beside = run.task.translate(own, ["a b", "c d e f g h i j a b c"], alone)
+    assert beside[0] == single
 
 
 def test_models_and_data_that_do_not_fit(folder):

@@ -1,0 +1,100 @@
+"""Translation on several devices, whatever their layout, and several seeds at once."""
+
+import jax
+import numpy as np
+import pytest
+
+from samon_jax import models
+from samon_jax.errors import UserError
+from samon_jax.models.transformer import Transformer
+from samon_jax.training import devices as devices_room
+from samon_jax.training import loop, reading, sweep
+from samon_jax.training.run import set_up
+from samon_jax.workdir import files
+from tests.tasks import sentences
+
+
+def toy(num_classes, dtype):
+    return Transformer(num_classes, layers=1, width=16, hidden=16, heads=2, dtype=dtype)
+
+
+if "transformer-toy" not in models.names():
+    models.register("transformer-toy", toy)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield sentences.write(tmp_path_factory.mktemp("text"), train=60, val=6, test=7)
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """The configs and results of an epoch by the devices' layout; SAM-ON with m = 4."""
+    found = {}
+    directory = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices_room, "_DIVIDED_ELEMENTS", 8)  # the toy's leaves are small
+        for layout in ((1, "pmap", 1), (2, "pmap", 1), (2, "jit", 1), (2, "jit", 2)):
+            count, parallel, fsdp = layout
+            config = sentences.config(
+                folder,
+                num_devices=count,
+                devices__parallel=parallel,
+                devices__fsdp=fsdp,
+                sam__m=4,
+                translation__dropout=0.0,  # a device draws its own
+                translation__shapes=2,
+            )
+            workdir = directory / "-".join(map(str, layout))
+            summary = loop.train(config, workdir)
+            found[layout] = summary, reading.read(workdir).variables["params"]
+    return found
+
+
+@pytest.mark.parametrize("layout", [(2, "pmap", 1), (2, "jit", 1), (2, "jit", 2)])
+def test_a_run_is_the_same_on_several_devices(trained, layout):
+    """As many sentences share an ε, so that only rounding differs, which Adam makes larger."""
+    (one, expected), (other, found) = trained[1, "pmap", 1], trained[layout]
+    assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+    for name in ("val_loss", "val_bleu", "val_chrf"):
+        assert other[name] == pytest.approx(one[name], rel=1e-3)
+    assert one["train_loss"] > 0
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-3)
+
+
+@pytest.mark.parametrize(("count", "m"), [(1, 16), (2, 8), (2, 3)])
+def test_every_batch_has_whole_parts_for_an_epsilon(folder, count, m):
+    run = set_up(
+        sentences.config(
+            folder,
+            num_devices=count,
+            sam__m=m,
+            translation__shapes=3,
+            translation__batch_tokens=1024,
+        )
+    )
+    rows = {raw["source"].shape[0] for raw, _ in run.source.shapes()}
+    assert {n % (count * m) for n in rows} == {0}
+    assert {n % run.config.batch_size for n in rows} == {0}
+
+
+def test_more_sentences_of_an_epsilon_than_a_batch_holds(folder):
+    with pytest.raises(UserError, match=r"batch_tokens=128 is not allowed.*sam\.m on each of them"):
+        set_up(sentences.config(folder, sam__m=64))
+
+
+def test_seeds_whose_batches_differ_in_shape_go_one_after_the_other(folder, tmp_path):
+    def config(seed):
+        fields = {"translation__shapes": 3, "translation__batch_tokens": 64}
+        return sentences.config(folder, seed=seed, translation__beam=1, **fields)
+
+    source = set_up(config(0)).source
+    orders = [[raw["source"].shape for raw in source.epoch(seed, 0)] for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    folders = [tmp_path / f"seed{seed}" for seed in (0, 1)]
+    found = sweep.train_together([config(0), config(1)], folders)
+    assert [files.read_summary(path) for path in folders] == found
+    assert found[0]["train_loss"] != found[1]["train_loss"]
