@@ -136,9 +136,10 @@ def _sharpness(records: Records, sizes: Sizes) -> str:
         if any("translations" in r for r in records)
         else ""
     )
+    batch = _batch(records, sizes)
     return (
         "Change of the training loss (nats) when the weights move by ε with ‖T⁻¹ε‖ ≤ ρ, where "
-        f"T = |w| if adaptive and 1 if not, for batches of {sizes.m} examples; {used}. The "
+        f"T = |w| if adaptive and 1 if not, for batches of {batch} examples; {used}. The "
         "worst case is AutoPGD's, started at the weights; the average case draws ε from a normal "
         "(ℓ2) or uniform (ℓ∞) distribution. The settings are those of Tables 6, 18 and 19.\n\n"
         + _table(head, rows, numbers=len(records))
@@ -225,17 +226,25 @@ def _norm_shares(records: Records, sizes: Sizes) -> str:
     shares.append(
         ["share of the parameters", *(_percent(r["norm_parameters_share"]) for r in records)]
     )
+    how = f"batches of {_batch(records, sizes)} examples"
+    if not all("translations" in record for record in records):
+        how += ", whose statistics BatchNorm uses as in training"
     return (
         "Share (%) of ‖ε‖₂² that falls on norm parameters in a SAM-all step at these weights, by "
-        f"variant. BatchNorm uses the statistics of the batch of {sizes.m} here, as in "
-        "training:\n\n" + _table(["variant", *_names(records)], shares, numbers=len(records))
+        f"variant, for {how}:\n\n"
+        + _table(["variant", *_names(records)], shares, numbers=len(records))
     )
+
+
+def _batch(records: Records, sizes: Sizes) -> int:
+    """Examples that share an ε."""
+    return min(sizes.m, max(r["sharpness"][0]["examples"] for r in records))
 
 
 def _landscape(records: Records) -> str:
     wanted = [r["wanted"]["surface"] for r in records]
     used = _per_run(
-        [min(n, r["train_examples"]) for n, r in zip(wanted, records, strict=True)],
+        [r["surface_examples"] for r in records],
         "training examples",
         max(wanted),
     )

@@ -212,6 +212,14 @@ def translations_of(
     return [dict(zip(("source", "reference", "said"), row, strict=True)) for row in rows]
 
 
+def surface_examples(run: Trained, sizes: Sizes) -> int:
+    """How many training examples the loss around the weights is a mean over."""
+    wanted = sizes.surface_of(run)
+    if run.translation is None:
+        return min(wanted, run.num_train)
+    return len(run.examples("train", wanted, sizes.seed)[1])  # without the longest ones
+
+
 def loss_along_epsilon(
     run: Trained, sizes: Sizes, distances: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:

@@ -129,7 +129,7 @@ def _record(run: Trained, sizes: Sizes, bar: Any) -> dict[str, Any]:
         measured["sharpness"] = measure.sharpness_of(run, sizes, tick)
         tick("share of ε on norm layers")
         measured["norm_share"] = measure.norm_shares_of(run, sizes)
-        measured["train_examples"] = run.num_train
+        measured["surface_examples"] = measure.surface_examples(run, sizes)
         measured["wanted"] = {
             "sharpness": sizes.sharpness_of(run),
             "surface": sizes.surface_of(run),
