@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from configs import cifar, digits
+from configs import cifar, digits, translation
 from samon_jax.errors import UserError
+from samon_jax.paper.catalog import find
+from samon_jax.paper.runs import cell_config
+from samon_jax.paper.tables import translation as table16
 from samon_jax.training.cli import load_config, override
-from samon_jax.training.config import check, get
+from samon_jax.training.config import check, differences, get, identity
 
 ROOT = Path(__file__).parent.parent
 
@@ -146,3 +149,23 @@ def test_configs_that_the_guides_name_can_be_loaded(argument, monkeypatch):
 
 def test_the_guides_name_configs():
     assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize(("options", "row"), [("", "SAM-ON"), ("adamw", "AdamW")])
+def test_translation_is_what_the_study_trains(options, row):
+    (table,) = find("translation study")
+    (cell,) = table.select((row,), ())
+    config = translation.get_config(options)
+    rho = config.sam.rho if options == "" else 0.0
+    assert rho in (*cell.rho.values, 0.0)
+    study = cell_config(cell, rho, config.seed)
+    different = {name for name, _, _ in differences(identity(study), identity(config))}
+    assert different <= {"translation.beam"}  # of the validation, which the study does greedily
+
+
+def test_other_configs_of_translation():
+    config = translation.get_config("iwslt")
+    assert all(get(config, name) == value for name, value in table16.FIELDS.items())
+    check(translation.get_config("reversal"))
+    with pytest.raises(UserError, match=r"translation\.py:ende does not exist; choose '', 'adamw'"):
+        translation.get_config("ende")
