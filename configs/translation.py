@@ -35,7 +35,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 1e-4
     config.sam.variant = "sam"
     config.sam.mask = "only_norm"
-    config.sam.rho = 0.05
+    config.sam.rho = 0.15
     if options in ("", "adamw"):
         _small(config)
         config.data.name = "multi30k"

@@ -14,7 +14,7 @@ from samon_jax.training.journal import claim
 from samon_jax.workdir import files
 
 VALIDATION = {("only_norm", 0.05): 30, ("only_norm", 0.15): 31, ("only_norm", 0.5): 37}
-VALIDATION |= {("all", 0.05): 30, ("all", 0.1): 36, ("all", 0.2): 35}
+VALIDATION |= {("all", 0.05): 30, ("all", 0.1): 36}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_study_goes_on_from_copied_runs(done, tmp_path, monkeypatch):
     first = tmp_path / "first"
     reproduce.reproduce(Request("translation-study", seeds=1), first)
     grid = [("only_norm", rho, 0) for rho in (0.05, 0.15, 0.5)]
-    grid += [("all", rho, 0) for rho in (0.05, 0.1, 0.2)]
+    grid += [("all", rho, 0) for rho in (0.05, 0.1)]
     assert trained == [("adamw", 0.0, 0), *grid]
     chosen = [("adamw", 0.0, 0), ("only_norm", 0.5, 0), ("all", 0.1, 0)]
     assert tested == [(*run, "best", 5) for run in chosen]  # the test set chooses nothing
@@ -103,4 +103,4 @@ def test_settings():
         assert cell.chosen_by.fields == cell.fields  # so that they share runs
         other = {k for k, v in cell.fields.items() if adamw.fields.get(k) != v}
         assert all(name.startswith("sam.") for name in other)
-        assert cell_cost(table, cell, None, search=False).runs == 3 + 2
+        assert cell_cost(table, cell, None, search=False).runs == len(cell.rho.values) + 2
