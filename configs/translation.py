@@ -35,7 +35,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 1e-4
     config.sam.variant = "sam"
     config.sam.mask = "only_norm"
-    config.sam.rho = 0.15
+    config.sam.rho = 0.1
     if options in ("", "adamw"):
         _small(config)
         config.data.name = "multi30k"
@@ -69,6 +69,7 @@ def get_config(options: str = "") -> ConfigDict:
 
 def _small(config: ConfigDict) -> None:
     config.model = "transformer-tiny"
+    config.sam.rho = 0.15  # the study's
     config.optimizer.lr = 3e-3
     config.optimizer.clip_norm = 1.0
     # A short training must end at a small rate: an inverse square root would be half-way there.

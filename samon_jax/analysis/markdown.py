@@ -136,10 +136,10 @@ def _sharpness(records: Records, sizes: Sizes) -> str:
         if any("translations" in r for r in records)
         else ""
     )
-    batch = _batch(records, sizes)
+    batch = _batches(records, sizes)
     return (
         "Change of the training loss (nats) when the weights move by ε with ‖T⁻¹ε‖ ≤ ρ, where "
-        f"T = |w| if adaptive and 1 if not, for batches of {batch} examples; {used}. The "
+        f"T = |w| if adaptive and 1 if not, for {batch}; {used}. The "
         "worst case is AutoPGD's, started at the weights; the average case draws ε from a normal "
         "(ℓ2) or uniform (ℓ∞) distribution. The settings are those of Tables 6, 18 and 19.\n\n"
         + _table(head, rows, numbers=len(records))
@@ -226,7 +226,7 @@ def _norm_shares(records: Records, sizes: Sizes) -> str:
     shares.append(
         ["share of the parameters", *(_percent(r["norm_parameters_share"]) for r in records)]
     )
-    how = f"batches of {_batch(records, sizes)} examples"
+    how = _batches(records, sizes)
     if not all("translations" in record for record in records):
         how += ", whose statistics BatchNorm uses as in training"
     return (
@@ -236,9 +236,10 @@ def _norm_shares(records: Records, sizes: Sizes) -> str:
     )
 
 
-def _batch(records: Records, sizes: Sizes) -> int:
-    """Examples that share an ε."""
-    return min(sizes.m, max(r["sharpness"][0]["examples"] for r in records))
+def _batches(records: Records, sizes: Sizes) -> str:
+    """How many examples share an ε."""
+    counts = {min(sizes.m, r["sharpness"][0]["examples"]) for r in records}
+    return f"batches of {' or '.join(map(str, sorted(counts)))} examples"
 
 
 def _landscape(records: Records) -> str:

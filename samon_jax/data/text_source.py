@@ -77,6 +77,7 @@ class TextSource:
       eval_tokens: the same where a split is evaluated.
       shapes: largest number of shapes of training batches.
       multiple: divides the rows of every batch; a multiple of the number of devices.
+      parts: divides those of every training batch besides.
       max_length: longest sentence in sub-words, its end included. Training leaves out pairs with a
         longer one, evaluation cuts them.
       share: of each batch that this process feeds.
@@ -95,6 +96,7 @@ class TextSource:
         eval_tokens: int,
         shapes: int = 6,
         multiple: int = 8,
+        parts: int = 1,
         max_length: int = 256,
         share: Share = Share(),  # noqa: B008
         say: Callable[[str], None] = _log.warning,
@@ -102,13 +104,15 @@ class TextSource:
         self._read, self.vocabulary = read, vocabulary
         self._tokens, self._eval_tokens, self._shapes = tokens, eval_tokens, shapes
         self._multiple, self._max_length, self._share, self._say = multiple, max_length, share, say
+        self._parts = parts
         self._training: tuple[Sentences, Plan] | None = None
         self._cut_splits: set[str] = set()  # said already
 
     def _train(self) -> tuple[Sentences, Plan]:
         if self._training is None:
             kept = self._short_ones(encode(self.vocabulary, self._read("train")))
-            plan = make_plan(kept.lengths, self._tokens, self._shapes, self._multiple)
+            multiple = math.lcm(self._multiple, self._parts)
+            plan = make_plan(kept.lengths, self._tokens, self._shapes, multiple)
             self._training = kept, plan
         return self._training
 
@@ -258,7 +262,8 @@ def source_of(config: Any, devices: int, share: Share) -> TextSource:
                 f"data.{field}={config.data[field]} is not allowed with task='translation', whose "
                 "sentences have no classes; it must be 0"
             )
-    sharing = max(config.sam.m, 1)  # sentences of an ε, on every device
+    groups = max(devices // config.devices.fsdp, 1)
+    sharing = config.sam.m if config.sam.variant != "none" else 0  # sentences of an ε
     return TextSource(
         reader(config),
         vocabulary_of(config),
@@ -266,7 +271,8 @@ def source_of(config: Any, devices: int, share: Share) -> TextSource:
         eval_tokens=fields.eval_tokens,
         shapes=fields.shapes,
         # Of training already; an evaluation may have other devices.
-        multiple=math.lcm(config.batch_size, devices, devices // config.devices.fsdp * sharing),
+        multiple=math.lcm(config.batch_size, devices),
+        parts=groups * max(sharing, 1),
         max_length=fields.max_length,
         share=share,
     )

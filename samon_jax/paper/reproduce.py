@@ -176,7 +176,7 @@ def _searched(
 def best_rho(
     cell: Cell, found: Mapping[float, Sequence[Finished]], errors: Mapping[float, str]
 ) -> float | None:
-    """The ρ with the best test result of the first seed; the smallest of equal ones.
+    """The ρ with the best result of the first seed, by its metric; the smallest of equal ones.
 
     Args:
       cell: whose ρ is searched.

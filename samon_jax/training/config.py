@@ -258,6 +258,7 @@ def changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str
     The number of devices may change where `sam.m` says how many examples share an ε: what is
     computed is then the same but for rounding, for the draws of the augmentation and, where `m` is
     more than a device's share, for statistics of BatchNorm, which are of one device's examples.
+    Not so where batches differ in rows: these are multiples of `m` on every device.
 
     Example:
       >>> changes({"num_devices": 4}, {"num_devices": 2})
@@ -267,13 +268,14 @@ def changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str
       >>> changes({"num_devices": 4, "sam.variant": "none"}, {"sam.variant": "none"})
       [('num_devices', 4, '0 (statistics of BatchNorm belong to the examples of a device)')]
     """
-    found = []
+    found, fixed_rows = [], not tasks.TASKS[ours.get("task", "classification")].rows_differ
     for name, theirs, mine in differences(saved, ours):
-        if name == "num_devices" and ours.get("sam.m"):
+        if name == "num_devices" and ours.get("sam.m") and fixed_rows:
             continue
         if name == "num_devices":
             plain = ours.get("sam.variant") == methods.NO_PERTURBATION
-            what = "sam.m=0: an ε belongs" if not plain else "statistics of BatchNorm belong"
+            m = ours.get("sam.m", 0)
+            what = f"sam.m={m}: an ε belongs" if not plain else "statistics of BatchNorm belong"
             mine = f"{mine} ({what} to the examples of a device)"
         found.append((name, theirs, mine))
     return found

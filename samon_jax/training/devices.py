@@ -168,7 +168,7 @@ class Devices:
         """NumPy arrays of a replicated or placed pytree; every process has to call it."""
         jax.block_until_ready(tree)
         if self.fsdp > 1 and self.share.processes > 1:
-            whole = jax.jit(lambda x: x, out_shardings=self.replicated)
+            whole = _to(self.replicated)
             return jax.tree.map(lambda x: jax.device_get(whole(x)), tree)
         return jax.device_get(tree)
 
@@ -297,6 +297,12 @@ class _Pmapped:
     def lower(self, same: PyTree, own: PyTree) -> Any:
         """As of the other kind of program."""
         return self._lowers.lower(same, own)
+
+
+@functools.lru_cache(maxsize=16)
+def _to(layout: NamedSharding) -> Callable[[PyTree], PyTree]:
+    """The program that lays arrays out anew; every process has to call it."""
+    return jax.jit(lambda x: x, out_shardings=layout)
 
 
 def _everywhere(x: Any, layout: NamedSharding) -> jax.Array:

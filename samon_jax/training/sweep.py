@@ -74,7 +74,8 @@ def train_together(
     rounding of float32; in metrics.jsonl, `examples_per_second` is what this one run gets. It can
     be evaluated, analyzed or continued on its own. An interrupted call continues where it stopped:
     finished runs are left alone, and the others go on together if they stand at the same step, else
-    one after the other. That is also what happens if the memory of a device does not hold them all.
+    one after the other. That is also what happens if the memory of a device does not hold them all,
+    and to seeds whose batches come in several shapes, those of sentences, in orders of their own.
 
     Args:
       configs: complete configs that differ in `seed` only, or also in `sam.rho` if `sam.rho_min`
@@ -100,7 +101,6 @@ def train_together(
         return [loop.train(*run) for run in zip(configs, directories, strict=True)]
     runs = [set_up(config) for config in configs]
     if len(runs[0].source.shapes()) > 1 and len({config.seed for config in configs}) > 1:
-        # Batches of several shapes come in an order that depends on the seed.
         return [loop.train(*run) for run in zip(configs, directories, strict=True)]
     with contextlib.ExitStack() as locks:
         for run, directory in zip(runs, directories, strict=True):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from samon_jax import models
+from samon_jax.data import make_source
 from samon_jax.errors import UserError
 from samon_jax.models.transformer import Transformer
 from samon_jax.training import devices as devices_room
 from samon_jax.training import loop, reading, sweep
+from samon_jax.training.journal import claim
 from samon_jax.training.run import set_up
 from samon_jax.workdir import files
 from tests.tasks import sentences
@@ -45,10 +47,12 @@ def train(folder, tmp_path_factory):
             sam__m=4,
             translation__dropout=0.0,  # a device draws its own
             translation__beam=1,
-            translation__shapes=2,
         )
         workdir = tmp_path_factory.mktemp("run")
-        return loop.train(config, workdir), reading.read(workdir).variables["params"]
+        summary = loop.train(config, workdir)
+        alone = reading.evaluate(reading.read(workdir), devices_room.take(1), "val")
+        assert alone["val_loss"] == pytest.approx(summary["val_loss"], rel=1e-4)
+        return summary, reading.read(workdir).variables["params"]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices_room, "_DIVIDED_ELEMENTS", 8)  # the toy's leaves are small
@@ -56,7 +60,7 @@ def train(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "layout", [(2,), pytest.param((2, "jit"), marks=pytest.mark.slow), (2, "jit", 2)]
+    "layout", [(2,), pytest.param((2, "jit"), marks=pytest.mark.slow), (4, "jit", 2)]
 )
 def test_a_run_is_the_same_on_several_devices(train, layout):
     """As many sentences share an ε, so that only rounding differs, which Adam makes larger."""
@@ -67,6 +71,20 @@ def test_a_run_is_the_same_on_several_devices(train, layout):
         assert other[name] == pytest.approx(one[name], rel=1e-3)
     for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-3)
+
+
+def test_another_number_of_devices_is_another_run(folder, tmp_path):
+    """Whatever m is: it says how many rows a batch has."""
+    claim(tmp_path, set_up(sentences.config(folder, num_devices=1, sam__m=4)).config)
+    with pytest.raises(UserError, match=r"num_devices"):
+        claim(tmp_path, set_up(sentences.config(folder, num_devices=2, sam__m=4)).config)
+
+
+def test_m_is_of_no_account_without_a_perturbation(folder):
+    sources = [
+        make_source(sentences.config(folder, sam__variant="none", sam__m=m)) for m in (0, 16)
+    ]
+    assert sources[0].shapes() == sources[1].shapes()
 
 
 @pytest.mark.parametrize(("count", "m"), [(1, 16), (2, 8), (2, 3)])
