@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from samon_jax.errors import UserError
 from samon_jax.paper.tables import translation as table16
+from samon_jax.paper.tables import translation_study
 from samon_jax.training.config import default_config
 
 
@@ -25,52 +26,31 @@ def get_config(options: str = "") -> ConfigDict:
       options: "", "adamw" (not perturbed), "reversal" or "iwslt".
     """
     config = default_config()
-    config.task = "translation"
-    config.num_devices = 1
-    config.batch_size = 8  # the rows of every batch are a multiple of it
-    config.steps_per_dispatch = 1  # steps that follow each other differ in shape
-    config.label_smoothing = 0.1
-    config.optimizer.name = "adamw"
-    config.optimizer.b2 = 0.98
-    config.optimizer.weight_decay = 1e-4
     config.sam.variant = "sam"
     config.sam.mask = "only_norm"
-    config.sam.rho = 0.1
     if options in ("", "adamw"):
-        _small(config)
-        config.data.name = "multi30k"
-        config.epochs = 10
-        config.schedule.warmup_epochs = 1.0
-        config.translation.vocabulary = 4000
-        config.translation.batch_tokens = 2048
-        config.translation.dropout = 0.2
+        config.update_from_flattened_dict(translation_study.FIELDS)
+        config.sam.rho = 0.15  # the study's best
+        config.translation.beam = 5
         if options == "adamw":
             config.sam.variant = "none"
     elif options == "reversal":
-        _small(config)
+        config.update_from_flattened_dict(translation_study.FIELDS)
         config.data.name = "reversal"
         config.epochs = 12
         config.schedule.warmup_epochs = 2.0
+        config.sam.rho = 0.15
         config.translation.vocabulary = 25
         config.translation.batch_tokens = 1024
         config.translation.dropout = 0.1
         config.translation.shapes = 1  # one program to compile
-        config.translation.beam = 1
         config.checkpoint.every_epochs = 12
     elif options == "iwslt":
         config.update_from_flattened_dict(table16.FIELDS)
+        config.sam.rho = 0.1
     else:
         raise UserError(
             f"configs/translation.py:{options} does not exist; choose '', 'adamw', 'reversal' or "
             "'iwslt'"
         )
     return config
-
-
-def _small(config: ConfigDict) -> None:
-    config.model = "transformer-tiny"
-    config.sam.rho = 0.15  # the study's
-    config.optimizer.lr = 3e-3
-    config.optimizer.clip_norm = 1.0
-    # A short training must end at a small rate: an inverse square root would be half-way there.
-    config.schedule.name = "cosine"

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 import samon_jax as samon
-from samon_jax import models, tasks
+from samon_jax import tasks
 from samon_jax.analysis import losses, markdown, measure, report, sentences, trained
 from samon_jax.data.text_vocabulary import BOS
-from samon_jax.models.transformer import Transformer
 from samon_jax.training import loop
 from tests.tasks import sentences as made_up
 
@@ -29,15 +28,10 @@ SIZES = measure.Sizes(
 SECTIONS = ["## Translations", "## Sharpness", "## Weights", "## Loss around the weights"]
 
 
-def toy(name, num_classes, dtype=jnp.float32):
-    return Transformer(num_classes, layers=1, width=16, hidden=16, heads=2, dtype=dtype)
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("translation")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "create", toy)
         patch.setenv("SAMON_CACHE_DIR", str(folder / "cache"))
         yield made_up.write(folder / "text", train=60, val=3, test=4)
 

@@ -4,10 +4,20 @@ from pathlib import Path
 
 import numpy as np
 
+from samon_jax import models
+from samon_jax.models.transformer import Transformer
 from samon_jax.training.config import default_config
 
 WORDS = "abcdefghij"
 VOCABULARY = 25  # four special ones, the letters and the blank, and every word as a whole
+
+
+def toy(num_classes, dtype):
+    return Transformer(num_classes, layers=1, width=16, hidden=16, heads=2, dtype=dtype)
+
+
+if "transformer-toy" not in models.names():
+    models.register("transformer-toy", toy)
 
 
 def write(folder: Path, **counts: int) -> Path:

@@ -9,23 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samon_jax import methods, models, tasks
+from samon_jax import methods, tasks
 from samon_jax.data import make_source
 from samon_jax.errors import UserError
-from samon_jax.models.transformer import Transformer
 from samon_jax.tasks.bleu import bleu, signatures
 from samon_jax.tasks.translation import Translation, cross_entropy
 from samon_jax.training import devices, loop, reading
 from samon_jax.training.run import set_up
 from tests.tasks import sentences
-
-
-def toy(num_classes, dtype):
-    return Transformer(num_classes, layers=1, width=16, hidden=16, heads=2, dtype=dtype)
-
-
-if "transformer-toy" not in models.names():
-    models.register("transformer-toy", toy)
 
 
 @pytest.fixture(scope="module", autouse=True)

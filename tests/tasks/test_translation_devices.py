@@ -6,24 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from samon_jax import models
 from samon_jax.data import make_source
 from samon_jax.errors import UserError
-from samon_jax.models.transformer import Transformer
 from samon_jax.training import devices as devices_room
 from samon_jax.training import loop, reading, sweep
 from samon_jax.training.journal import claim
 from samon_jax.training.run import set_up
 from samon_jax.workdir import files
 from tests.tasks import sentences
-
-
-def toy(num_classes, dtype):
-    return Transformer(num_classes, layers=1, width=16, hidden=16, heads=2, dtype=dtype)
-
-
-if "transformer-toy" not in models.names():
-    models.register("transformer-toy", toy)
 
 
 @pytest.fixture(scope="module")
